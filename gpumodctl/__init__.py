@@ -1,0 +1,1 @@
+"""gpumodctl: the small client of gpumodd's socket."""
