@@ -1,0 +1,1 @@
+"""What tests share: real components, started and taken down by the tests themselves."""
