@@ -1,0 +1,66 @@
+"""Devices that exist only in the demo's device table: `devices: {backend: simulated}`.
+
+Owns the translation of a table into facts. Behaves as the NVML adapter does when a device is lost or the
+whole source fails: the last good figures stay, with their old time.
+"""
+
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from gpumodd.core.facts import DeviceFact, DevicesFact, ProcessFact
+from gpumodd.demo.table import Device, DeviceTable, Table, TableError
+
+
+class SimulatedDevices:
+    """The Devices port over one device table."""
+
+    backend = "simulated"
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._table = DeviceTable(path)
+        self._last: dict[str, DeviceFact] = {}
+
+    async def sample(self) -> DevicesFact:
+        at = time.clock_gettime(time.CLOCK_BOOTTIME)
+        try:
+            table = self._table.read()
+        except TableError as error:
+            return DevicesFact(
+                at=at, backend=self.backend, devices=tuple(self._last.values()), error=str(error)
+            )
+        by_index = sorted(table.devices.values(), key=lambda d: (d.index, d.uuid))
+        devices = tuple(self._observe(table, device, at) for device in by_index)
+        self._last = {d.uuid: d for d in devices}
+        return DevicesFact(at=at, backend=self.backend, devices=devices)
+
+    def _observe(self, table: Table, device: Device, at: float) -> DeviceFact:
+        if device.lost and device.uuid in self._last:
+            return replace(self._last[device.uuid], lost=f"the GPU is lost (code {device.lost})")
+        fact = DeviceFact(
+            uuid=device.uuid,
+            index=device.index,
+            name=device.name,
+            total_mib=device.total_mib,
+            used_mib=table.used_mib(device.uuid),
+            at=at,
+            processes=tuple(
+                ProcessFact(pid=pid, used_mib=mib, name=_name(pid))
+                for pid, mib in sorted(table.processes(device.uuid).items())
+            ),
+        )
+        return replace(fact, lost=f"the GPU is lost (code {device.lost})") if device.lost else fact
+
+    def asleep(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        pass
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+    except OSError:
+        return ""
