@@ -1,7 +1,7 @@
 """The driver interface: pure functions from a service to what the shell needs to run it.
 
 A driver never starts, stops or asks anything. It returns data, so a third-party driver cannot block the
-event loop and is tested without fakes. Everything the shell does with that data is in `runtime` and `adapters`.
+event loop and is tested without fakes. What the shell does with that data is in `runtime` and `adapters`.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from gpumodd.core.specs import ServiceSpec
 
 
 class DriverError(ValueError):
-    """A service that its driver cannot run: `message` says what, `hint` what would help, `field` the YAML key."""
+    """A service its driver cannot run: `message` says what, `hint` what would help, `field` the YAML key."""
 
     def __init__(self, message: str, *, field: str = "", hint: str = "") -> None:
         super().__init__(message)
@@ -38,7 +38,7 @@ class UnitFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeSpec:
-    """Where readiness shows: GET http://host:port/path, 2xx is healthy, `loading_statuses` mean still loading."""
+    """Where readiness shows: GET http://host:port/path; 2xx is healthy, `loading_statuses` still loading."""
 
     host: str
     port: int
