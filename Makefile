@@ -17,6 +17,10 @@ PYTHONS := python3.13 python3.12 python3.11 python3
 ifneq ($(file <$(STAMP)),$(CURDIR))
 .PHONY: $(STAMP)
 endif
+# Whoever names a Python means that one, also when an environment is there.
+ifneq ($(PYTHON),)
+.PHONY: $(STAMP)
+endif
 
 .PHONY: help
 help: ## list the targets
@@ -93,7 +97,7 @@ $(STAMP): requirements.lock pyproject.toml
 	if [ -n "$$fresh" ]; then
 	    say "making $(VENV) with $$python ($$(version "$$python"))"
 	    rm -rf $(VENV)
-	    if "$$python" -c 'import ensurepip' >/dev/null 2>&1; then
+	    if "$$python" -c 'from ensurepip import version' >/dev/null 2>&1; then
 	        "$$python" -m venv $(VENV)
 	    elif with_uv; then
 	        uv venv --quiet --no-python-downloads --seed --python "$$(command -v "$$python")" $(VENV)
