@@ -1,0 +1,316 @@
+"""The shapes that travel over the socket, field by field as published in `docs/rpc.md`.
+
+Owns results and notifications; parameters are beside their methods in `methods`. Clients decode leniently
+(unknown fields are ignored), so fields may be added and never change their meaning.
+Units: `_mib` is MiB as the driver reports it, `_s` seconds, `_at` and `since` RFC 3339 in UTC.
+"""
+
+from typing import Any, Literal
+
+from msgspec import Struct, field
+
+Phase = Literal[
+    "stopped",
+    "starting",
+    "loading",
+    "ready",
+    "degraded",
+    "sleeping",
+    "waking",
+    "stopping",
+    "releasing",
+    "backoff",
+    "failed",
+    "unknown",
+]
+DaemonState = Literal["switching", "converged", "blocked", "degraded"]
+OperationKind = Literal["switch", "start", "stop", "restart", "sleep", "wake", "heal", "restore"]
+OperationState = Literal["pending", "running", "succeeded", "failed", "rolled_back", "cancelled"]
+StepVerb = Literal["inspect", "drain", "stop", "sleep", "wait_release", "start", "wake", "wait_ready"]
+StepState = Literal["pending", "running", "done", "failed", "skipped", "cancelled"]
+VramSource = Literal["declared", "estimated", "learned"]
+Topic = Literal["daemon", "config", "mode", "operation", "service", "device", "problem"]
+
+ENDED: frozenset[str] = frozenset({"succeeded", "failed", "rolled_back", "cancelled"})
+
+
+class Problem(Struct, kw_only=True):
+    """A named condition a person should know about, with what would fix it."""
+
+    code: str
+    message: str
+    hint: str = ""
+    service: str | None = None
+    device: str | None = None
+    since: str | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class DeviceProcess(Struct, kw_only=True):
+    """One process the driver lists on a device; `service` is null for a foreign one."""
+
+    pid: int
+    used_mib: int | None = None  # null: the driver does not say
+    service: str | None = None
+    name: str = ""
+
+
+class Device(Struct, kw_only=True):
+    """One GPU: what is used, by whom, and what the ledger has promised."""
+
+    uuid: str
+    index: int
+    name: str
+    total_mib: int
+    used_mib: int
+    foreign_mib: int
+    committed_mib: int
+    free_mib: int
+    sampled_at: str | None
+    reserve_mib: int = 0
+    stale: bool = False
+    processes: list[DeviceProcess] = field(default_factory=list)
+
+
+class Service(Struct, kw_only=True):
+    """One managed model server and how it is."""
+
+    id: str
+    name: str
+    driver: str
+    model: str | None
+    phase: Phase
+    aliases: list[str] = field(default_factory=list)
+    depends_on: list[str] = field(default_factory=list)
+    mode_member: bool = False  # of the mode last asked for
+    unit: str | None = None
+    pid: int | None = None
+    port: int | None = None
+    devices: list[str] = field(default_factory=list)  # UUIDs it is placed on
+    vram_mib: int | None = None
+    vram_source: VramSource | None = None
+    vram_observed_mib: int | None = None
+    sleep_level: str | None = None
+    since: str | None = None
+    problem: Problem | None = None
+
+
+class Mode(Struct, kw_only=True):
+    """A named set of services."""
+
+    id: str
+    name: str
+    description: str
+    services: list[str]
+    vram_mib: int | None  # the members' sum, as far as it is known
+    active: bool
+
+
+class OperationError(Struct, kw_only=True):
+    """Why an operation or a step ended badly; `log` holds the service's last lines."""
+
+    code: str
+    message: str
+    hint: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+    log: list[str] = field(default_factory=list)
+
+
+class Step(Struct, kw_only=True):
+    """One command or one wait of a plan; `after` names the steps that must be done before."""
+
+    id: str
+    verb: StepVerb
+    service: str | None = None
+    device: str | None = None
+    after: list[str] = field(default_factory=list)
+    state: StepState = "pending"
+    why: str = ""
+    started_at: str | None = None
+    finished_at: str | None = None
+    error: OperationError | None = None
+
+
+class Operation(Struct, kw_only=True):
+    """A journalled run of a plan. `started` … `kept` are service ids, sorted."""
+
+    id: str
+    kind: OperationKind
+    target: str
+    state: OperationState
+    started: list[str] = field(default_factory=list)
+    woken: list[str] = field(default_factory=list)
+    stopped: list[str] = field(default_factory=list)
+    slept: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    error: OperationError | None = None
+    created_at: str = ""
+    finished_at: str | None = None
+    seconds: float | None = None
+    forced: bool = False
+    why: str = ""
+
+
+class Reason(Struct, kw_only=True):
+    """One thing that stands in the way of a plan, with its numbers in `details`."""
+
+    code: str
+    message: str
+    hint: str = ""
+    service: str | None = None
+    device: str | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class SimulationDevice(Struct, kw_only=True):
+    """headroom_mib = total_mib - reserve_mib - foreign_mib - needed_mib."""
+
+    uuid: str
+    total_mib: int
+    needed_mib: int
+    headroom_mib: int
+    index: int = 0
+    name: str = ""
+    reserve_mib: int = 0
+    foreign_mib: int = 0
+    used_by_others_mib: int = 0  # services outside the simulated set that stay (pinned, leased)
+
+
+class SimulationService(Struct, kw_only=True):
+    """One service of the simulated set."""
+
+    id: str
+    name: str = ""
+    driver: str = ""
+    vram_mib: int | None = None
+    vram_source: VramSource | None = None
+    devices: list[str] = field(default_factory=list)
+    phase: Phase = "unknown"
+
+
+class Alternative(Struct, kw_only=True):
+    """Something that would fit instead."""
+
+    message: str
+    remove: list[str] = field(default_factory=list)
+    mode: str | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Simulation(Struct, kw_only=True):
+    """What a switch would do: the same planner, not dispatched."""
+
+    fits: bool
+    devices: list[SimulationDevice] = field(default_factory=list)
+    services: list[SimulationService] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    blocked: list[Reason] = field(default_factory=list)
+    alternatives: list[Alternative] = field(default_factory=list)
+    mode: str | None = None
+
+
+class Status(Struct, kw_only=True):
+    """The whole truth in one answer."""
+
+    mode: str | None
+    desired_mode: str | None
+    state: DaemonState
+    devices: list[Device] = field(default_factory=list)
+    services: list[Service] = field(default_factory=list)
+    operation: Operation | None = None
+    problems: list[Problem] = field(default_factory=list)
+
+
+class Hello(Struct, kw_only=True):
+    """Who answers, and what it can do: `capabilities` are the names of the methods it serves."""
+
+    protocol: int
+    version: str
+    pid: int
+    started_at: str
+    capabilities: list[str]
+    role: str = "admin"
+
+
+class ConfigProblem(Struct, kw_only=True):
+    """One mistake in the configuration and where it stands; `path` is the key inside the file."""
+
+    message: str
+    code: str = "invalid_config"
+    file: str = ""
+    line: int = 0
+    column: int = 0
+    path: str = ""
+    hint: str = ""
+
+
+class Reload(Struct, kw_only=True):
+    """What a reload changed, by service and mode id. A file with an error keeps its last good state."""
+
+    added: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+    errors: list[ConfigProblem] = field(default_factory=list)
+    restarted: list[str] = field(default_factory=list)
+
+
+class ConfigCheck(Struct, kw_only=True):
+    """Every mistake in the configuration on disk; empty when there is none."""
+
+    problems: list[ConfigProblem] = field(default_factory=list)
+
+
+class Shutdown(Struct, kw_only=True):
+    """The daemon is about to end; `services_end` tells whether its services end with it."""
+
+    services_end: bool
+
+
+class Logs(Struct, kw_only=True):
+    """The last lines a service wrote, oldest first."""
+
+    lines: list[str]
+
+
+class StoryEntry(Struct, kw_only=True):
+    """One thing that happened to a service."""
+
+    at: str
+    text: str
+    cause: str = ""
+
+
+class Explanation(Struct, kw_only=True):
+    """Why a service is as it is."""
+
+    id: str
+    phase: Phase
+    why: str
+    would_change: list[str] = field(default_factory=list)
+    story: list[StoryEntry] = field(default_factory=list)
+
+
+class Subscription(Struct, kw_only=True):
+    """Events after `cursor` follow as notifications; `status` is the state at the cursor."""
+
+    cursor: int
+    status: Status
+
+
+class Event(Struct, kw_only=True):
+    """The notification `event`."""
+
+    cursor: int
+    at: str
+    topic: Topic
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+class Progress(Struct, kw_only=True):
+    """The notification `progress`: one step of an operation changed its state."""
+
+    operation: str
+    state: OperationState
+    step: Step
