@@ -107,6 +107,6 @@ BLANK = ModeSpec(id="blank", name="Blank", description="everything stopped, all 
 class Catalog:
     """Everything configured, immutable; a reload makes a new one."""
 
-    services: Mapping[str, ServiceSpec] = MappingProxyType({})
-    modes: Mapping[str, ModeSpec] = MappingProxyType({"blank": BLANK})
+    services: Mapping[str, ServiceSpec] = field(default_factory=lambda: MappingProxyType({}))
+    modes: Mapping[str, ModeSpec] = field(default_factory=lambda: MappingProxyType({"blank": BLANK}))
     policy: Policy = field(default_factory=Policy)
