@@ -1,0 +1,1 @@
+"""The JSON-RPC server on the daemon's Unix socket."""
