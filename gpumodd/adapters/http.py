@@ -26,6 +26,7 @@ CHUNK = 16 * 1024
 DETAIL_LIMIT = 200
 
 LOADING = 503
+STATUS_LINE = b"HTTP/"
 TLS_RECORDS = (b"\x15\x03", b"\x16\x03")  # an alert or a handshake, by its type and major version
 
 
@@ -82,6 +83,7 @@ class _Exchange:
         self._clock = clock
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_LIMIT)
         self._received = 0
+        self._start = b""
         self.status = 0  # 0 until the head is complete
         self.at = 0.0  # when that was
         self._reason = b""
@@ -134,9 +136,13 @@ class _Exchange:
         if not data:
             said = f"after {self._received} bytes of a response head" if self._received else "without an answer"
             raise _NoAnswerError(Answer.INVALID, f"the connection was closed {said}")
-        if not self._received and data[:2] in TLS_RECORDS:
-            raise _NoAnswerError(Answer.INVALID, "the server speaks TLS; probes are plain HTTP")
         self._received += len(data)
+        self._start = (self._start + data)[: len(STATUS_LINE)]
+        if self._start.startswith(TLS_RECORDS):
+            raise _NoAnswerError(Answer.INVALID, "the server speaks TLS; probes are plain HTTP")
+        if not STATUS_LINE.startswith(self._start):
+            # Said here, because h11 would wait for the end of a line that may never come.
+            raise _NoAnswerError(Answer.INVALID, f"not an HTTP response: it starts with {self._start!r}")
         return data
 
     def _take_head(self, data: bytes) -> None:
