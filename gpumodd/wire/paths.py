@@ -70,9 +70,7 @@ def _place(env: Mapping[str, str] | None, override: str | None, xdg: str, fallba
 def _home(env: Mapping[str, str], xdg: str) -> str:
     home = _absolute(env, "HOME") or os.path.expanduser(f"~{_user()}")  # noqa: PTH111
     if not home.startswith("/"):
-        raise PathError(
-            f"cannot find the home directory: neither {xdg} nor HOME is set", hint=f"set HOME or {xdg}"
-        )
+        raise PathError(f"cannot find the home directory: neither {xdg} nor HOME is set", hint=f"set HOME or {xdg}")
     return home
 
 
