@@ -113,8 +113,7 @@ class InspectFact:
 
     service: str
     port_holder: str = ""  # who listens on its port although it should be free; empty = nobody or the unit itself
-    file_missing: str = ""  # the required file that is absent or unreadable, with the reason
-    program_missing: str = ""  # the program that was not found, with the hint of its driver
+    file_missing: str = ""  # the required file (or program) that is absent or unreadable, with the reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,7 +35,7 @@ class VramSource(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthSpec:
-    """How a ready service is watched: `failures` bad answers in a row make it degraded, `recoveries` good ones ready."""
+    """How a ready service is watched: `failures` bad answers in a row degrade it, `recoveries` good ones mend it."""
 
     path: str = "/health"
     interval_s: float = 15.0

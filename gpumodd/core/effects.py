@@ -1,0 +1,97 @@
+"""What the engine wants done: imperative, frozen, carried out by `runtime.dispatch`.
+
+An effect with an `id` yields exactly one terminal event that carries it. Effects of one batch are carried out
+in order as far as Save goes: what follows a Save waits until it is durable.
+"""
+
+from dataclasses import dataclass
+
+from gpumodd.core.operations import Operation
+from gpumodd.core.problems import Reason
+from gpumodd.core.state import Snapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Save:
+    """Make this durable before anything after it in the batch is carried out."""
+
+    snapshot: Snapshot
+    operations: tuple[Operation, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartUnit:
+    """Start a service's unit on these devices (UUIDs)."""
+
+    id: int
+    service: str
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopUnit:
+    """Stop a service's unit: SIGTERM, SIGKILL after its stop timeout."""
+
+    id: int
+    service: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KillUnit:
+    """SIGKILL every process of a service's unit."""
+
+    id: int
+    service: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspect:
+    """Take the facts a preflight needs about these services, and fresh samples of devices and host."""
+
+    id: int
+    services: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadLogs:
+    """Read the last lines of a service's newest run."""
+
+    id: int
+    service: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleDevices:
+    """Take a device sample now rather than at the next tick."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why a request was turned down; nothing was touched."""
+
+    code: str  # refused | not_found | conflict
+    message: str
+    hint: str = ""
+    reasons: tuple[Reason, ...] = ()
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """The answer to a Request: the operation's id, or a refusal."""
+
+    request: int
+    operation: str | None = None
+    refusal: Refusal | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Announce:
+    """Tell subscribers: `topic` is operation, step, service, mode, problem or config; `data` is JSON-ready."""
+
+    topic: str
+    subject: str
+    data: dict[str, object]
+
+
+Effect = Save | StartUnit | StopUnit | KillUnit | Inspect | ReadLogs | SampleDevices | Reply | Announce

@@ -1,0 +1,310 @@
+"""Folding observations into the state: what was seen, and what that says about a service's run.
+
+Owns the reading of facts: a run began, a run ended (by a job, by itself), health turned, memory came back.
+It decides nothing; the engine plans on what stands here afterwards.
+"""
+
+from gpumodd.core import ops
+from gpumodd.core.facts import Answer, DeviceFact, DevicesFact, Ended, ProbeFact, UnitFact
+from gpumodd.core.ledger import Leaving, ReleaseWindow, attribute, share
+from gpumodd.core.phase import Health
+from gpumodd.core.problems import Reason
+from gpumodd.core.state import State, Track
+
+BACKOFF_BASE_S = 1.0
+BACKOFF_CAP_S = 120.0
+GIVE_UP_AFTER = 6  # failures in a row
+UNNAMED = ""  # whoever held memory that was on its way back when the last daemon ended
+STEADY_S = 60.0  # a run that was ready this long wipes the slate
+
+
+# -- units ----------------------------------------------------------------------------------------------------
+
+
+def units(state: State, facts: tuple[UnitFact, ...], *, complete: bool) -> None:
+    """Take over unit states; a complete list also says which units do not exist."""
+    state.units_lost = ""
+    for fact in facts:
+        _unit(state, fact)
+    if complete:
+        seen = {f.service for f in facts}
+        for service, track in state.tracks.items():
+            if service not in seen and track.unit is not None:
+                if not track.unit.gone:
+                    _run_ended(state, service, track, None)
+                track.unit = None
+                track.unseen_since = None
+
+
+def _unit(state: State, fact: UnitFact) -> None:
+    track = state.track(fact.service)
+    if track.unit is not None and fact.at < track.unit.at:
+        return  # an older read that arrived late
+    before, track.unit = track.unit, fact
+    if track.unseen_since is not None and fact.at >= track.unseen_since:
+        track.unseen_since = None
+    new_run = fact.invocation != track.invocation and bool(fact.invocation)
+    if new_run:
+        _run_began(state, track, fact)
+    was_alive = before is not None and not before.gone
+    if fact.gone and (was_alive or (new_run and not state.observing)):
+        _run_ended(state, fact.service, track, fact)
+    elif not fact.gone and track.stopped_outside:
+        track.stopped_outside = False  # somebody started it again
+
+
+def _run_began(state: State, track: Track, fact: UnitFact) -> None:
+    track.invocation = fact.invocation
+    track.health = Health.LOADING
+    track.probe = None
+    track.ready_at = None
+    expected, track.run_expected = track.run_expected, False
+    if not expected:
+        track.stop_asked_at = None
+        track.started_at = fact.since if fact.since is not None else fact.at
+        if not fact.gone:
+            track.tell(fact.at, "found running" if state.observing else "started outside gpumodd")
+
+
+def _run_ended(state: State, service: str, track: Track, fact: UnitFact | None) -> None:
+    at = state.at
+    ended_ours = track.stop_asked_at is not None
+    mark_ended(state, service, at)
+    if ended_ours:
+        track.tell(at, "ended as asked")
+    elif fact is not None and fact.ended is Ended.JOB:
+        if service in state.desired.services(state.catalog.services):
+            track.stopped_outside = True
+        track.tell(at, "stopped outside gpumodd")
+    else:
+        failed(state, service, crash_reason(service, fact))
+
+
+def crash_reason(service: str, fact: UnitFact | None) -> Reason:
+    """In words and numbers, how a run ended by itself."""
+    if fact is None:
+        how = "its unit disappeared"
+    elif fact.result == "signal":
+        how = f"killed by signal {fact.exit_code}"
+    elif fact.result in ("", "success"):
+        how = "exited with status 0 although nobody asked it to"
+    elif fact.exit_code is not None:
+        how = f"{fact.result}, exit status {fact.exit_code}"
+    else:
+        how = fact.result
+    return Reason(
+        code="unit_failed",
+        message=f"{service} ended by itself: {how}",
+        hint=f"`gpumodctl service logs {service}` shows its last words",
+        service=service,
+        details={"result": fact.result if fact else "", "exit_code": fact.exit_code if fact else None},
+    )
+
+
+def failed(state: State, service: str, reason: Reason) -> None:
+    """A run or a start went wrong: remember it and put off the next attempt, longer each time."""
+    track = state.track(service)
+    if track.ready_at is not None and state.at - track.ready_at >= STEADY_S:
+        track.failures = 0
+    track.failures += 1
+    track.failure = reason
+    track.failed_at = state.at
+    track.ready_at = None
+    track.tell(state.at, reason.message)
+    if track.failures >= GIVE_UP_AFTER:
+        track.gave_up = True
+        track.backoff_until = None
+        return
+    delay = min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2 ** (track.failures - 1))
+    track.backoff_until = state.at + delay * _jitter(service, track.failures)
+
+
+def _jitter(service: str, attempt: int) -> float:
+    """Between 0.8 and 1.2, the same for the same service and attempt: replays must not differ."""
+    seed = sum(ord(c) * (i + 7) for i, c in enumerate(service)) * 31 + attempt * 17
+    return 0.8 + 0.4 * (seed % 101) / 100
+
+
+def forgive(track: Track) -> None:
+    """Somebody asks anew: earlier failures no longer hold it back."""
+    track.failures = 0
+    track.failure = None
+    track.failed_at = None
+    track.backoff_until = None
+    track.gave_up = False
+    track.stopped_outside = False
+
+
+# -- jobs -----------------------------------------------------------------------------------------------------
+
+
+def job_ended(state: State, track: Track, asked: ops.Asked) -> None:
+    """A start's or stop's job is over; until the unit has been seen since, its old state says nothing."""
+    track.command = ops.step(track.command, asked)
+    if track.unit is None or track.unit.at < state.at:
+        track.unseen_since = state.at
+
+
+# -- probes ---------------------------------------------------------------------------------------------------
+
+
+def probe(state: State, fact: ProbeFact) -> None:
+    """Fold one answer into the streaks, and turn health when a streak is long enough."""
+    track = state.tracks.get(fact.service)
+    spec = state.catalog.services.get(fact.service)
+    if track is None or spec is None or track.gone or fact.invocation != track.invocation:
+        return  # an answer from another run says nothing about this one
+    good = fact.answer is Answer.HEALTHY
+    last = track.probe
+    track.probe = ProbeFact(
+        service=fact.service,
+        answer=fact.answer,
+        at=fact.at,
+        invocation=fact.invocation,
+        status=fact.status,
+        detail=fact.detail,
+        good=(last.good if last else 0) + 1 if good else 0,
+        bad=0 if good else (last.bad if last else 0) + 1,
+    )
+    match track.health:
+        case Health.LOADING if good:
+            track.health = Health.READY
+            track.ready_at = state.at
+        case Health.READY if track.probe.bad >= spec.health.failures:
+            track.health = Health.DEGRADED
+        case Health.DEGRADED if track.probe.good >= spec.health.recoveries:
+            track.health = Health.READY
+
+
+# -- devices --------------------------------------------------------------------------------------------------
+
+
+def devices(state: State, fact: DevicesFact) -> bool:
+    """Take over a sample, verify releases against it, and say whether anything a plan depends on changed."""
+    if state.devices is not None and fact.at < state.devices.at:
+        return False
+    before, state.devices = state.devices, fact
+    changed = before is None or before.error != fact.error or len(before.devices) != len(fact.devices)
+    known = {d.uuid: d for d in before.devices} if before is not None else {}
+    for device in fact.devices:
+        old = known.get(device.uuid)
+        window = state.windows.get(device.uuid)
+        same = old is not None and (old.used_mib, old.processes, old.lost) == (
+            device.used_mib,
+            device.processes,
+            device.lost,
+        )
+        if same and window is None:
+            continue
+        changed |= _device(state, device) or not same
+    return changed
+
+
+def estimates_on(state: State, uuid: str) -> dict[str, int]:
+    """What each service placed on this device is expected to take there."""
+    found: dict[str, int] = {}
+    for service, track in state.tracks.items():
+        spec = state.catalog.services.get(service)
+        if spec is not None and uuid in track.devices and spec.vram_mib:
+            found[service] = share(spec.vram_mib, len(track.devices))
+    return found
+
+
+def _device(state: State, device: DeviceFact) -> bool:
+    """One device's sample: whose the memory is, whose processes vanished, which releases are verified."""
+    before = state.attribution.get(device.uuid)
+    now = state.attribution[device.uuid] = attribute(device, estimates_on(state, device.uuid))
+    if before is None and device.uuid in state.baselines:
+        _resume_release(state, device.uuid, state.baselines.pop(device.uuid), now.unlisted_mib)
+    if before is not None:
+        for service in sorted(before.pids_of - now.pids_of):
+            # Its processes vanished before its unit was seen to end: the window opens at the last good figure.
+            open_release(state, device.uuid, service, before.services[service], before.unlisted_mib)
+    for service, mib in now.services.items():
+        track = state.track(service)
+        if not track.devices and not track.command.coming:
+            track.devices = (device.uuid,)  # adopted: where it holds memory is where it was placed
+        track.peak_mib = max(track.peak_mib, mib)
+    window = state.windows.get(device.uuid)
+    if window is None:
+        return False
+    for service in now.services:
+        if service in window.leaving and not state.track(service).gone and state.track(service).stop_asked_at is None:
+            del window.leaving[service]  # its processes are listed again: it never left
+    released = window.settle(now.unlisted_mib, now.pids_of, device.at)
+    late = window.give_up(now.unlisted_mib, state.at - state.catalog.policy.release_timeout_s)
+    for service in released:
+        state.quiesce_from = state.at
+        if service in state.tracks:
+            state.track(service).tell(state.at, "its memory is back")
+    for service in late:
+        _not_released(state, service, device)
+    if not window.leaving:
+        del state.windows[device.uuid]
+    return bool(released or late)
+
+
+def _not_released(state: State, service: str, device: DeviceFact) -> None:
+    if service == UNNAMED:
+        return
+    track = state.track(service)
+    timeout_s = state.catalog.policy.release_timeout_s
+    track.failure = Reason(
+        code="vram_not_released",
+        message=f"{service} ended, but its memory on {device.name} was not back after {timeout_s:g} s",
+        hint="another process may hold it: `gpumodctl status` lists foreign memory; a driver reset frees the rest",
+        service=service,
+        device=device.uuid,
+        details={"device_used_mib": device.used_mib, "release_timeout_s": timeout_s},
+    )
+    track.failed_at = state.at
+    track.tell(state.at, track.failure.message)
+
+
+def _resume_release(state: State, uuid: str, baseline_mib: int, unlisted_mib: int) -> None:
+    """After a daemon start, unlisted memory above the last known level is a release that was under way."""
+    if unlisted_mib > baseline_mib:
+        window = state.windows.setdefault(uuid, ReleaseWindow(baseline_mib=baseline_mib))
+        if not window.leaving:
+            window.leaving[UNNAMED] = Leaving(held_mib=unlisted_mib - baseline_mib, ended_at=state.at)
+
+
+def abandon_release(state: State, uuid: str) -> None:
+    """The device cannot be sampled: what should be back by now is reported as not released."""
+    window = state.windows[uuid]
+    device = next((d for d in state.devices.devices if d.uuid == uuid), None) if state.devices else None
+    for service in sorted(s for s, e in window.leaving.items() if e.ended_at is not None):
+        del window.leaving[service]
+        if device is not None:
+            _not_released(state, service, device)
+    if not window.leaving:
+        del state.windows[uuid]
+
+
+def open_release(state: State, uuid: str, service: str, held_mib: int, unlisted_mib: int) -> None:
+    """From now on this service's memory on this device is on its way back; the first opening sets the level."""
+    window = state.windows.setdefault(uuid, ReleaseWindow(baseline_mib=unlisted_mib))
+    entry = window.leaving.setdefault(service, Leaving(held_mib=held_mib))
+    entry.held_mib = max(entry.held_mib, held_mib)
+    if entry.ended_at is None and state.track(service).gone:
+        entry.ended_at = state.at
+
+
+def open_releases(state: State, service: str) -> None:
+    """A stop is about to be asked: open a release wherever the service is seen to hold memory."""
+    for uuid, seen in sorted(state.attribution.items()):
+        if service in seen.services:
+            open_release(state, uuid, service, seen.services[service], seen.unlisted_mib)
+
+
+def mark_ended(state: State, service: str, at: float) -> None:
+    """Its last process is gone: from now on the release clock runs."""
+    open_releases(state, service)
+    for window in state.windows.values():
+        if service in window.leaving:
+            window.leaving[service].ended_at = at
+
+
+def releasing(state: State, service: str) -> bool:
+    """Has it ended on some device without its memory being back?"""
+    return any(service in window.leaving for window in state.windows.values())

@@ -1,0 +1,225 @@
+"""Operations: user-visible, journalled runs of a plan, and the steps they show.
+
+Owns the records and how a fresh plan is merged into the steps already shown. Which steps there are is the
+planner's decision; what they lead to is the engine's.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from gpumodd.core.desired import Desired
+from gpumodd.core.problems import Reason
+from gpumodd.core.specs import OnFailure
+
+
+class Verb(StrEnum):
+    """What a step does: one command, or one wait."""
+
+    INSPECT = "inspect"
+    DRAIN = "drain"
+    STOP = "stop"
+    SLEEP = "sleep"
+    WAIT_RELEASE = "wait_release"
+    START = "start"
+    WAKE = "wake"
+    WAIT_READY = "wait_ready"
+
+
+class StepState(StrEnum):
+    """Where a step is."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    DONE = "done"
+    SKIPPED = "skipped"  # the world turned out not to need it
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def open(self) -> bool:
+        """It may still happen."""
+        return self in (StepState.PENDING, StepState.RUNNING)
+
+
+class Kind(StrEnum):
+    """Why an operation exists."""
+
+    SWITCH = "switch"
+    START = "start"
+    STOP = "stop"
+    RESTART = "restart"
+    SLEEP = "sleep"
+    WAKE = "wake"
+    HEAL = "heal"
+    RESTORE = "restore"
+
+
+class State(StrEnum):
+    """Where an operation is."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    ROLLED_BACK = "rolled_back"
+    CANCELLED = "cancelled"
+
+    @property
+    def open(self) -> bool:
+        """It has not ended."""
+        return self in (State.PENDING, State.RUNNING)
+
+
+StepKey = tuple[Verb, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedStep:
+    """A step the world still needs: `after` names other planned steps that must be over first."""
+
+    verb: Verb
+    service: str
+    after: tuple[StepKey, ...] = ()
+    why: str = ""
+    in_flight: bool = False  # its command was given, or its wait has begun
+    blocked: bool = False  # nothing the plan does will make room for it
+
+    @property
+    def key(self) -> StepKey:
+        """What it is, whatever its id."""
+        return (self.verb, self.service)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A step as an operation shows it."""
+
+    id: str
+    verb: Verb
+    service: str
+    after: tuple[str, ...] = ()
+    state: StepState = StepState.PENDING
+    why: str = ""
+    started_at: float | None = None
+    finished_at: float | None = None
+    error: str | None = None
+
+    @property
+    def key(self) -> StepKey:
+        """What it is, whatever its id."""
+        return (self.verb, self.service)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why an operation did not reach its target."""
+
+    reason: Reason
+    log: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One run of a plan towards `target`.
+
+    `scope` limits it to these services, None means all. `before` is what was desired when it began: where a
+    rollback or a cancellation leads. `returning` is the state it will end in once it is back there.
+    """
+
+    id: str
+    kind: Kind
+    target: str
+    created_at: float
+    before: Desired
+    state: State = State.RUNNING
+    actor: str = ""
+    on_failure: OnFailure = OnFailure.ROLLBACK
+    force: bool = False
+    quiesce: bool = True
+    scope: tuple[str, ...] | None = None
+    goals: tuple[str, ...] = ()  # services that must be ready at its end
+    restarts: tuple[str, ...] = ()  # services that must go before they may come
+    attempted: tuple[str, ...] = ()  # services it has given a start command
+    kept: tuple[str, ...] = ()
+    steps: tuple[Step, ...] = ()
+    failure: Failure | None = None
+    returning: State | None = None
+    logs_of: str | None = None  # a service whose last words are still being read
+    blocked_since: float | None = None
+    finished_at: float | None = None
+    details: dict[str, object] = field(default_factory=dict)
+
+    def covers(self, service: str) -> bool:
+        """Is this service its business?"""
+        return self.scope is None or service in self.scope
+
+    def done(self, verb: Verb) -> tuple[str, ...]:
+        """The services for which a step with this verb was completed, sorted."""
+        return tuple(sorted({s.service for s in self.steps if s.verb is verb and s.state is StepState.DONE}))
+
+
+def merge(
+    operation: Operation,
+    planned: Iterable[PlannedStep],
+    *,
+    over: Callable[[StepKey], bool],
+    at: float,
+) -> Operation:
+    """Bring an operation's steps in line with what a fresh plan still needs.
+
+    An open step that the plan no longer names is done when `over` says that its purpose is fulfilled, else it
+    is skipped (or cancelled, if it had begun). A planned step that no open step stands for is appended.
+    """
+    wanted = {step.key: step for step in planned}
+    steps: list[Step] = []
+    open_ids: dict[StepKey, str] = {}
+    for step in operation.steps:
+        if step.state.open and step.key in wanted:
+            open_ids[step.key] = step.id
+        elif step.state.open and step.verb is not Verb.INSPECT:
+            steps.append(_closed(step, fulfilled=over(step.key), at=at))
+            continue
+        steps.append(step)
+    number = len(steps)
+    for key in wanted:
+        if key not in open_ids:
+            number += 1
+            open_ids[key] = f"{operation.id}.{number}"
+            steps.append(Step(id=open_ids[key], verb=key[0], service=key[1]))
+    steps = [_updated(s, wanted[s.key], open_ids, at) if s.state.open and s.key in wanted else s for s in steps]
+    merged = tuple(steps)
+    return operation if merged == operation.steps else replace(operation, steps=merged)
+
+
+def close(operation: Operation, state: StepState, at: float, *, error: str | None = None) -> Operation:
+    """End every open step in this state."""
+    steps = tuple(
+        replace(s, state=state, finished_at=at, error=error or s.error) if s.state.open else s for s in operation.steps
+    )
+    return replace(operation, steps=steps)
+
+
+def fail_step(operation: Operation, service: str, verbs: tuple[Verb, ...], error: str, at: float) -> Operation:
+    """Mark the first open step of this service with one of these verbs as failed."""
+    steps = list(operation.steps)
+    for i, step in enumerate(steps):
+        if step.service == service and step.verb in verbs and step.state.open:
+            steps[i] = replace(step, state=StepState.FAILED, finished_at=at, error=error)
+            break
+    return replace(operation, steps=tuple(steps))
+
+
+def _closed(step: Step, *, fulfilled: bool, at: float) -> Step:
+    if fulfilled:
+        return replace(step, state=StepState.DONE, started_at=step.started_at or at, finished_at=at)
+    state = StepState.SKIPPED if step.state is StepState.PENDING else StepState.CANCELLED
+    return replace(step, state=state, finished_at=at)
+
+
+def _updated(step: Step, planned: PlannedStep, ids: dict[StepKey, str], at: float) -> Step:
+    after = tuple(ids[key] for key in planned.after if key in ids)
+    if planned.in_flight and step.state is StepState.PENDING:
+        step = replace(step, state=StepState.RUNNING, started_at=at)
+    # What a running step waited for stays visible; a pending one shows what it still waits for.
+    return replace(step, why=planned.why, after=step.after if step.after and not after else after)

@@ -1,0 +1,164 @@
+"""Outcomes: what counts as an operation's failure, in words and numbers, and what its end means. Pure functions."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+from gpumodd.core.desired import Claim, Desired
+from gpumodd.core.effects import Announce, Effect
+from gpumodd.core.events import UnitStarted, UnitStopped
+from gpumodd.core.facts import Answer
+from gpumodd.core.operations import Kind, Operation, PlannedStep, State, Verb
+from gpumodd.core.planner import Plan
+from gpumodd.core.problems import Reason
+from gpumodd.core.state import State as EngineState
+from gpumodd.core.state import Track
+
+LEAVING = frozenset({"vram_not_released", "stop_failed", "driver_error"})
+
+
+# -- reasons --------------------------------------------------------------------------------------------------
+
+
+def start_failed(event: UnitStarted) -> Reason:
+    """A start's job ended badly, or the backend refused it."""
+    return Reason(
+        code="driver_error" if event.error else "unit_failed",
+        message=f"cannot start {event.service}: {event.error or f'its start job ended {event.result!r}'}",
+        hint=f"`gpumodctl service logs {event.service}` shows its last words",
+        service=event.service,
+        details={"result": event.result},
+    )
+
+
+def stop_refused(event: UnitStopped) -> Reason:
+    """The backend refused a stop."""
+    return Reason(
+        code="driver_error",
+        message=f"cannot stop {event.service}: {event.error}",
+        hint="`gpumodctl status` shows whether the service manager answers",
+        service=event.service,
+        details={"result": event.result},
+    )
+
+
+def survivor(service: str) -> Reason:
+    """Not even SIGKILL ended it."""
+    return Reason(
+        code="stop_failed",
+        message=f"cannot stop {service}: its processes survive SIGKILL",
+        hint="a process in uninterruptible sleep waits for a driver or a disk; a reboot may be the only way",
+        service=service,
+    )
+
+
+def not_ready(state: EngineState, service: str, track: Track) -> Reason:
+    """The startup timeout passed; the last answer of the probe says how far it got."""
+    spec = state.catalog.services[service]
+    probe = track.probe
+    seen = "its health was never asked" if probe is None else f"last answer: {probe.answer}"
+    if probe is not None and probe.status is not None:
+        seen += f" ({probe.status})"
+    if probe is not None and probe.answer is Answer.STRANGER:
+        return Reason(
+            code="port_conflict",
+            message=f"{service} was not ready in {spec.startup_timeout_s:g} s: a stranger answers on port {spec.port}",
+            hint="end that program, or give the service another port",
+            service=service,
+            details={"port": spec.port, "startup_timeout_s": spec.startup_timeout_s},
+        )
+    return Reason(
+        code="health_timeout",
+        message=f"{service} was not ready after {spec.startup_timeout_s:g} s, {seen}",
+        hint=f"raise `startup_timeout_s:`, or see `gpumodctl service logs {service}`",
+        service=service,
+        details={
+            "startup_timeout_s": spec.startup_timeout_s,
+            "answer": str(probe.answer) if probe is not None else None,
+            "status": probe.status if probe is not None else None,
+        },
+    )
+
+
+def unsaved(why: str) -> Reason:
+    """The state file cannot be written."""
+    return Reason(
+        code="state_unwritable",
+        message=f"cannot begin anything: {why}",
+        hint="make room or mend the permissions of the state directory; running services are not affected",
+    )
+
+
+# -- what spoils an operation ---------------------------------------------------------------------------------
+
+
+def spoils(state: EngineState, op: Operation, service: str) -> Reason | None:
+    """Why this service makes the operation fail, or None: it must have gone wrong under the operation's hands."""
+    track = state.tracks[service]
+    reason = track.failure
+    if reason is None or track.failed_at is None or track.failed_at < op.created_at or not op.covers(service):
+        return None
+    if reason.code in LEAVING:
+        touched = any(s.service == service and s.verb in (Verb.STOP, Verb.WAIT_RELEASE) for s in op.steps)
+        return reason if touched else None
+    if service not in op.goals:
+        return None
+    waited = reason.code in ("health_timeout", "port_conflict")
+    return reason if service in op.attempted or waited else None
+
+
+def blocked_too_long(state: EngineState, op: Operation, proposed: Plan) -> Reason | None:
+    """Nothing of the operation can go on, and has not for as long as a release may take."""
+    timeout_s = state.catalog.policy.release_timeout_s
+    if op.blocked_since is None or op.blocked_since + timeout_s > state.at:
+        return None
+    mine = [r for r in proposed.blocked if r.service is None or op.covers(r.service)]
+    if mine:
+        return mine[0]
+    return Reason(
+        code="units_unreachable",
+        message=f"{op.kind} {op.target} could not go on for {timeout_s:g} s: {state.units_lost or 'nothing can begin'}",
+        hint="`gpumodctl status` shows what stands in the way",
+    )
+
+
+def policy_of(op: Operation) -> Literal["rollback", "keep", "stop"] | None:
+    """What the operation does when a service fails; None: end as failed once the rest is done."""
+    if op.kind in (Kind.SWITCH, Kind.START, Kind.RESTART):
+        return op.on_failure.value
+    return None
+
+
+# -- ends -----------------------------------------------------------------------------------------------------
+
+
+def claims_on(services: Iterable[str], desired: Desired) -> tuple[Claim, ...]:
+    """Manual claims on services that go on running after an operation that stopped what it had started."""
+    return tuple(Claim(kind="manual", owner=s, services=(s,)) for s in sorted(services) if s in desired.claimed())
+
+
+def mode_after(op: Operation, end: State, before: str | None) -> str | None:
+    """The mode last reached in full, once this switch has ended so."""
+    match end:
+        case State.SUCCEEDED:
+            return op.target
+        case State.FAILED:
+            return None
+        case _:
+            return before
+
+
+def names(steps: Iterable[PlannedStep]) -> list[str]:
+    """The services of these steps, each once, sorted."""
+    return sorted({s.service for s in steps})
+
+
+def announcements(before: Operation | None, now: Operation) -> list[Effect]:
+    """What subscribers are told of a changed operation: the operation itself, and each step that changed state."""
+    told: list[Effect] = []
+    old = {s.id: s.state for s in before.steps} if before is not None else {}
+    for step in now.steps:
+        if old.get(step.id) is not step.state:
+            told.append(Announce(topic="step", subject=now.id, data={"operation": now.id, "step": step.id}))
+    if before is None or before.state is not now.state or before.returning is not now.returning:
+        told.append(Announce(topic="operation", subject=now.id, data={"operation": now.id, "state": str(now.state)}))
+    return told

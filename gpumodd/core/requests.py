@@ -1,0 +1,187 @@
+"""Requests: what somebody asks for, turned into an intent, and an intent into an operation or a refusal.
+
+An intent is a wish whose facts are still being gathered (effect `Inspect`). Nothing of it is in force: if the
+facts speak against it, it is refused and nothing was touched.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from gpumodd.core import desired as wishes
+from gpumodd.core import world
+from gpumodd.core.desired import Desired
+from gpumodd.core.effects import Refusal
+from gpumodd.core.events import Inspected, ServiceRequested, SwitchRequested
+from gpumodd.core.facts import InspectFact
+from gpumodd.core.operations import Kind
+from gpumodd.core.planner import Plan, plan
+from gpumodd.core.problems import Reason
+from gpumodd.core.specs import OnFailure
+from gpumodd.core.state import State
+
+PASSED_BY_FORCE = frozenset({"vram_insufficient", "vram_unknown", "ram_insufficient", "quiesce_active"})
+
+
+@dataclass(slots=True, kw_only=True)
+class Intent:
+    """A wish on trial. `wish` computes what would be desired from what is desired when the facts are in."""
+
+    kind: Kind
+    target: str
+    wish: Callable[[Desired], Desired]
+    on_failure: OnFailure
+    requests: list[int] = field(default_factory=list)
+    actor: str = ""
+    force: bool = False
+    quiesce: bool = True
+    scope: tuple[str, ...] | None = None
+    restarts: tuple[str, ...] = ()
+
+
+def for_switch(state: State, event: SwitchRequested) -> Intent | Refusal:
+    """The intent to reach a mode."""
+    mode = state.catalog.modes.get(event.mode)
+    if mode is None:
+        return not_found("mode", event.mode, state.catalog.modes)
+    specs = state.catalog.services
+    return Intent(
+        kind=Kind.SWITCH,
+        target=mode.id,
+        wish=lambda before: wishes.after_switch(before, mode, specs),
+        on_failure=event.on_failure or state.catalog.policy.on_failure,
+        requests=[event.request],
+        actor=event.actor,
+        force=event.force,
+        quiesce=event.quiesce,
+    )
+
+
+def for_service(state: State, event: ServiceRequested) -> Intent | Refusal:
+    """The intent to start, stop or restart one service."""
+    specs = state.catalog.services
+    service = event.service
+    kind = Kind(event.kind)
+    known = service in specs or (service in state.tracks and state.tracks[service].unit is not None)
+    if not known or (service not in specs and kind is not Kind.STOP):
+        return not_found("service", service, specs)
+    above = {s for s in wishes.dependents(service, specs) if s in state.tracks and world.alive(state.tracks[s])}
+    intent = Intent(
+        kind=kind,
+        target=service,
+        wish=lambda before: before,
+        on_failure=state.catalog.policy.on_failure,
+        requests=[event.request],
+        actor=event.actor,
+        force=event.force,
+    )
+    match kind:
+        case Kind.STOP:
+            intent.scope = tuple(sorted({service, *above}))
+            intent.wish = lambda before: wishes.after_stop(before, (service, *above))
+        case Kind.START:
+            intent.scope = tuple(sorted(wishes.closure([service], specs)))
+            intent.wish = lambda before: wishes.after_start(before, service, specs)
+        case Kind.RESTART:
+            intent.scope = tuple(sorted({*wishes.closure([service], specs), *above}))
+            intent.wish = lambda before: wishes.after_start(before, service, specs)
+            intent.restarts = tuple(sorted({service, *above}))
+    return intent
+
+
+def not_found(what: str, wanted: str, existing: Mapping[str, object]) -> Refusal:
+    """The refusal for an id that does not exist, with those that do."""
+    ids = ", ".join(sorted(existing)) or "none"
+    return Refusal(code="not_found", message=f"cannot find {what} {wanted!r}", hint=f"existing: {ids}")
+
+
+def plan_of(state: State, intent: Intent) -> tuple[Desired, Plan]:
+    """What the intent would make of the world as it stands: the wish, and the plan towards it."""
+    wish = intent.wish(state.desired)
+    specs = state.catalog.services
+    mine = wish.services(specs) if intent.scope is None else wish.services(specs) & set(intent.scope)
+    given = world.plan_input(
+        state,
+        wish,
+        restarts=restarts_of(state, intent),
+        unbounded=intent.force,
+        quiesce=False,  # judged as a reason of its own, below
+        extra_back=world.held_back(state, wish) - mine,
+    )
+    return wish, plan(given)
+
+
+def restarts_of(state: State, intent: Intent) -> frozenset[str]:
+    """What has to go before it may come: what was asked to restart, and for a switch what runs but is unwell."""
+    if intent.kind is not Kind.SWITCH:
+        return frozenset(s for s in intent.restarts if s in state.tracks and not state.tracks[s].gone)
+    wanted = intent.wish(state.desired).services(state.catalog.services)
+    return frozenset(s for s in wanted if world.phase_of(state, s) == "degraded")
+
+
+def reasons_against(state: State, intent: Intent, proposed: Plan, facts: Inspected) -> list[Reason]:
+    """Everything that speaks against beginning, each with its numbers; force passes what it may."""
+    mine = [r for r in proposed.blocked if intent.scope is None or r.service is None or r.service in intent.scope]
+    starts = sorted(s.service for s in proposed.steps if s.verb == "start" and not s.in_flight)
+    starts = [s for s in starts if intent.scope is None or s in intent.scope]
+    by_service = {f.service: f for f in facts.services}
+    for service in starts:
+        if service in by_service:
+            mine += _preflight(state, by_service[service])
+    left = world.quiesce_left(state)
+    if starts and left > 0 and intent.quiesce:
+        mine.append(
+            Reason(
+                code="quiesce_active",
+                message=f"cannot start yet: memory was released moments ago, {left:.1f} s of quiesce are left",
+                hint=f"try again in {left:.0f} s, or pass --no-quiesce",
+                details={"wait_s": round(left, 3)},
+            )
+        )
+    if state.units_lost and (starts or proposed.steps):
+        mine.append(
+            Reason(
+                code="units_unreachable",
+                message=f"cannot start or stop anything: {state.units_lost}",
+                hint="`systemctl --user status` shows whether the user manager runs",
+            )
+        )
+    return [r for r in mine if not (intent.force and r.code in PASSED_BY_FORCE)]
+
+
+def _preflight(state: State, fact: InspectFact) -> list[Reason]:
+    spec = state.catalog.services[fact.service]
+    reasons: list[Reason] = []
+    if fact.port_holder:
+        reasons.append(
+            Reason(
+                code="port_conflict",
+                message=f"cannot start {spec.id}: port {spec.port} is taken by {fact.port_holder}",
+                hint=f"end that program, or change `port:` in services/{spec.id}.yaml",
+                service=spec.id,
+                details={"port": spec.port, "holder": fact.port_holder},
+            )
+        )
+    if fact.file_missing:
+        reasons.append(
+            Reason(
+                code="file_missing",
+                message=f"cannot start {spec.id}: {fact.file_missing}",
+                hint=f"put it there, or change services/{spec.id}.yaml",
+                service=spec.id,
+                details={"path": spec.requires_file},
+            )
+        )
+    return reasons
+
+
+def refusal(reasons: list[Reason], what: str) -> Refusal:
+    """All reasons in one refusal; the first one speaks."""
+    more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+    waits = [w for r in reasons if isinstance(w := r.details.get("wait_s"), float)]
+    return Refusal(
+        code="refused",
+        message=f"{what} refused, nothing was touched: {reasons[0].message}{more}",
+        hint=reasons[0].hint,
+        reasons=tuple(reasons),
+        retry_after_s=max(waits) if waits and len(waits) == len(reasons) else None,
+    )

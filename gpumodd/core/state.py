@@ -1,0 +1,141 @@
+"""The engine's state: specs, world, desired, and what is remembered per service.
+
+Owns the shapes and the split into what is durable (Snapshot) and what is observed again after a start.
+Only `core.engine` and the modules it calls change it.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from gpumodd.core.desired import Desired
+from gpumodd.core.facts import DevicesFact, HostFact, ProbeFact, UnitFact
+from gpumodd.core.ledger import Attribution, ReleaseWindow
+from gpumodd.core.operations import Operation
+from gpumodd.core.ops import Command
+from gpumodd.core.phase import Health, Phase
+from gpumodd.core.problems import Reason
+from gpumodd.core.specs import Catalog
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """What must survive the daemon: wishes, and what cannot be observed again."""
+
+    desired: Desired = field(default_factory=Desired)
+    reached_mode: str | None = "blank"
+    next_operation: int = 1
+    placements: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    fingerprints: Mapping[str, str] = field(
+        default_factory=dict
+    )  # of the definition a running service was started with
+    gave_up: tuple[str, ...] = ()
+    stopped_outside: tuple[str, ...] = ()
+    baselines: Mapping[str, int] = field(default_factory=dict)  # unlisted MiB per device that is not ours
+    releasing: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # device -> service -> MiB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """One line of a service's story."""
+
+    at: float
+    text: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Track:
+    """What is remembered of one service between events."""
+
+    unit: UnitFact | None = None
+    probe: ProbeFact | None = None
+    command: Command = Command.IDLE
+    start_effect: int | None = None
+    stop_effect: int | None = None
+    kill_effect: int | None = None
+    killed_at: float | None = None
+    unseen_since: float | None = None  # a job ended then, and the state it led to has not been seen yet
+    devices: tuple[str, ...] = ()  # placement, pinned while it runs
+    fingerprint: str = ""
+    health: Health = Health.LOADING
+    invocation: str = ""  # the run that `health` speaks of
+    run_expected: bool = False  # a start was asked for, and the run it leads to has not been seen yet
+    started_at: float | None = None  # when this run was asked for or first seen
+    stop_asked_at: float | None = None
+    ready_at: float | None = None
+    failures: int = 0  # ends and failed starts in a row
+    backoff_until: float | None = None
+    gave_up: bool = False
+    stopped_outside: bool = False
+    failure: Reason | None = None  # how its newest run or start went wrong; cleared by the next start
+    failed_at: float | None = None
+    peak_mib: int = 0
+    phase: Phase = Phase.STOPPED
+    since: float = 0.0
+    story: deque[Moment] = field(default_factory=lambda: deque(maxlen=40))
+
+    @property
+    def gone(self) -> bool:
+        """No process of its unit is left, as far as is known."""
+        return self.unit is None or self.unit.gone
+
+    def tell(self, at: float, text: str) -> None:
+        """Add a line to its story."""
+        self.story.append(Moment(at=at, text=text))
+
+
+@dataclass(slots=True, kw_only=True)
+class State:
+    """Everything the engine knows."""
+
+    at: float = 0.0
+    started_at: float = 0.0
+    observing: bool = True  # until units and devices have been seen in full once
+    catalog: Catalog = field(default_factory=Catalog)
+    desired: Desired = field(default_factory=Desired)
+    reached_mode: str | None = "blank"
+    tracks: dict[str, Track] = field(default_factory=dict)
+    units_lost: str = ""
+    devices: DevicesFact | None = None
+    attribution: dict[str, Attribution] = field(default_factory=dict)
+    windows: dict[str, ReleaseWindow] = field(default_factory=dict)
+    baselines: dict[str, int] = field(default_factory=dict)  # of the last daemon, until the first sample
+    host: HostFact | None = None
+    operations: dict[str, Operation] = field(default_factory=dict)  # newest last, bounded
+    next_operation: int = 1
+    next_effect: int = 1
+    quiesce_from: float | None = None  # when the newest release was verified
+    unsaved: str = ""  # why the state file cannot be written
+    restored: bool = False
+
+    def track(self, service: str) -> Track:
+        """The service's track, made when first asked for."""
+        if service not in self.tracks:
+            self.tracks[service] = Track(since=self.at)
+        return self.tracks[service]
+
+    def active_operations(self) -> list[Operation]:
+        """Operations that have not ended, oldest first."""
+        return [op for op in self.operations.values() if op.state.open]
+
+    def snapshot(self) -> Snapshot:
+        """The durable part, now."""
+        running = {s: t for s, t in sorted(self.tracks.items()) if not t.gone or t.command.coming}
+        return Snapshot(
+            desired=self.desired,
+            reached_mode=self.reached_mode,
+            next_operation=self.next_operation,
+            placements={s: t.devices for s, t in running.items() if t.devices},
+            fingerprints={s: t.fingerprint for s, t in running.items() if t.fingerprint},
+            gave_up=tuple(s for s, t in sorted(self.tracks.items()) if t.gave_up),
+            stopped_outside=tuple(s for s, t in sorted(self.tracks.items()) if t.stopped_outside),
+            baselines={
+                uuid: self.windows[uuid].baseline_mib if uuid in self.windows else seen.unlisted_mib
+                for uuid, seen in sorted(self.attribution.items())
+            },
+            releasing={
+                uuid: {s: e.held_mib for s, e in sorted(window.leaving.items())}
+                for uuid, window in sorted(self.windows.items())
+                if window.leaving
+            },
+        )

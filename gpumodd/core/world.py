@@ -1,0 +1,215 @@
+"""What the planner is shown: budgets, service views and the effective wish, computed from the state.
+
+Pure queries; nothing here changes the state.
+"""
+
+from collections.abc import Mapping
+
+from gpumodd.core import fold
+from gpumodd.core.desired import Desired
+from gpumodd.core.facts import Active, DeviceFact
+from gpumodd.core.ledger import Attribution, Budget, limit_of, share
+from gpumodd.core.operations import Operation
+from gpumodd.core.ops import Command
+from gpumodd.core.phase import Phase, derive
+from gpumodd.core.planner import PlanInput, ServiceView
+from gpumodd.core.state import State, Track
+
+STALE_S = 5.0  # a sample older than this starts nothing
+IDLE_SAMPLING_S = 1.0
+
+
+def phase_of(state: State, service: str) -> Phase:
+    """The service's phase, now."""
+    track = state.tracks.get(service)
+    if track is None:
+        return Phase.STOPPED
+    spec = state.catalog.services.get(service)
+    if track.unseen_since is not None and not state.units_lost:
+        # The job is over but the state it led to has not been seen: the phase of the job goes on.
+        return Phase.STOPPING if track.stop_asked_at is not None else Phase.STARTING
+    return derive(
+        unit=track.unit,
+        command=track.command,
+        health=track.health,
+        has_probe=spec is not None and spec.port is not None,
+        releasing=fold.releasing(state, service),
+        backoff=track.backoff_until is not None and _is_desired(state, service),
+        failed=track.gave_up or track.failure is not None,
+        reachable=not state.units_lost,
+    )
+
+
+def _is_desired(state: State, service: str) -> bool:
+    return service in state.desired.services(state.catalog.services)
+
+
+def alive(track: Track) -> bool:
+    """It has, or may soon have, processes."""
+    return not track.gone or track.command in (Command.STARTING, Command.STARTING_UNWANTED)
+
+
+def held_on(state: State, device: DeviceFact) -> dict[str, int]:
+    """What each service is committed with on this device, MiB; the lost share of an ended one under its own name."""
+    seen = state.attribution.get(device.uuid)
+    window = state.windows.get(device.uuid)
+    lingering = window.lingering(seen.unlisted_mib) if window is not None and seen is not None else {}
+    observed: Mapping[str, int] = seen.services if seen is not None else {}
+    held: dict[str, int] = {}
+    for service in sorted({*state.tracks, *observed, *lingering}):
+        mib = observed.get(service, 0) + lingering.get(service, 0)
+        track = state.tracks.get(service)
+        spec = state.catalog.services.get(service)
+        if track is not None and spec is not None and alive(track):
+            placed = track.devices or ((device.uuid,) if len(state.attribution) == 1 else ())
+            if device.uuid in placed:
+                mib = max(mib, share(spec.vram_mib or 0, len(placed)))
+        if mib:
+            held[service] = mib
+    return held
+
+
+def foreign_mib(seen: Attribution, device: DeviceFact, lingering_mib: int) -> int:
+    """Used, but neither a service's nor on its way back."""
+    return max(0, device.used_mib - sum(seen.services.values()) - lingering_mib)
+
+
+def budgets(state: State) -> dict[str, Budget]:
+    """Every device's memory, by UUID."""
+    found: dict[str, Budget] = {}
+    policy = state.catalog.policy
+    for device in state.devices.devices if state.devices is not None else ():
+        seen = state.attribution.get(device.uuid)
+        if seen is None:
+            continue
+        window = state.windows.get(device.uuid)
+        lingering = sum(window.lingering(seen.unlisted_mib).values()) if window is not None else 0
+        found[device.uuid] = Budget(
+            uuid=device.uuid,
+            index=device.index,
+            name=device.name,
+            total_mib=device.total_mib,
+            reserve_mib=policy.vram_reserve_mib,
+            foreign_mib=foreign_mib(seen, device, lingering),
+            limit_mib=limit_of(device.total_mib, policy),
+            held=held_on(state, device),
+            trouble=_trouble(state, device),
+        )
+    return found
+
+
+def _trouble(state: State, device: DeviceFact) -> str:
+    if device.lost:
+        return "device_unhealthy"
+    return "telemetry_stale" if state.at - device.at > STALE_S else ""
+
+
+def held_back(state: State, desired: Desired) -> frozenset[str]:
+    """Desired services that are left alone for now: given up, waiting out a backoff, stopped by a person outside,
+    and what is down and depends on one of those."""
+    specs = state.catalog.services
+    wanted = desired.services(specs)
+    back = {
+        s
+        for s in wanted
+        if (track := state.tracks.get(s)) is not None
+        and (
+            track.gave_up
+            or track.stopped_outside
+            or (track.backoff_until is not None and track.backoff_until > state.at)
+        )
+    }
+    while True:
+        more = {
+            s
+            for s in wanted - back
+            if (s not in state.tracks or state.tracks[s].gone) and any(d in back for d in specs[s].depends_on)
+        }
+        if not more:
+            return frozenset(back)
+        back |= more
+
+
+def views(state: State, restarts: frozenset[str]) -> dict[str, ServiceView]:
+    """Every service that is configured or whose unit was ever seen."""
+    found: dict[str, ServiceView] = {}
+    for service in sorted({*state.catalog.services, *state.tracks}):
+        spec = state.catalog.services.get(service)
+        track = state.tracks.get(service) or Track()
+        phase = phase_of(state, service)
+        if spec is None and track.gone and phase is not Phase.RELEASING:
+            continue
+        stopping = phase is Phase.STOPPING
+        found[service] = ServiceView(
+            id=service,
+            phase=phase,
+            gone=track.gone and not stopping and phase is not Phase.STARTING,
+            spec=spec,
+            starting=phase is Phase.STARTING and (track.command.coming or track.unseen_since is not None),
+            stopping=stopping,
+            releasing=fold.releasing(state, service),
+            restart=service in restarts,
+            devices=track.devices,
+        )
+    return found
+
+
+def plan_input(
+    state: State,
+    desired: Desired,
+    *,
+    restarts: frozenset[str] = frozenset(),
+    unbounded: bool = False,
+    quiesce: bool = True,
+    extra_back: frozenset[str] | None = None,
+) -> PlanInput:
+    """Everything a plan towards this wish depends on, as it stands now."""
+    policy = state.catalog.policy
+    back = held_back(state, desired) if extra_back is None else extra_back
+    return PlanInput(
+        services=views(state, restarts),
+        wanted=desired.services(state.catalog.services) - back,
+        budgets=budgets(state),
+        counted=state.devices is not None and state.devices.backend != "none",
+        ram_available_mib=_ram(state),
+        unbounded=unbounded or policy.overcommit == "warn",
+        reachable=not state.units_lost,
+        paused=quiesce and quiesce_left(state) > 0,
+    )
+
+
+def _ram(state: State) -> int | None:
+    """What starts may still take of the host's memory: loading services count until they are ready."""
+    if state.host is None:
+        return None
+    loading = sum(
+        spec.ram_mib
+        for s, spec in state.catalog.services.items()
+        if phase_of(state, s) in (Phase.STARTING, Phase.LOADING)
+    )
+    return state.host.mem_available_mib - state.catalog.policy.ram_reserve_mib - loading
+
+
+def quiesce_left(state: State) -> float:
+    """Seconds until the pause after the newest verified release is over."""
+    pause = state.catalog.policy.quiesce_s
+    if not pause or state.quiesce_from is None:
+        return 0.0
+    return max(0.0, state.quiesce_from + pause - state.at)
+
+
+def must_restart(operations: list[Operation]) -> frozenset[str]:
+    """Services that some of these operations want to go before they come."""
+    return frozenset(s for op in operations for s in op.restarts)
+
+
+def manages_anything(state: State) -> bool:
+    """Does any unit of ours run, or is memory of ours on its way back?"""
+    return any(alive(t) for t in state.tracks.values()) or bool(state.windows)
+
+
+def uncertain(state: State) -> bool:
+    """Is some unit in a state that nobody can name?"""
+    return bool(state.units_lost) or any(
+        t.unit is not None and t.unit.active is Active.UNKNOWN for t in state.tracks.values()
+    )

@@ -1,0 +1,308 @@
+"""The engine on a machine in virtual time: switches, failures, drift, recovery."""
+
+from gpumodd.core import events as ev
+from gpumodd.core.facts import Ended
+from gpumodd.core.operations import State, Verb
+from gpumodd.core.specs import OnFailure, Policy
+from tests.core.machine import Behaviour, Machine, catalog, service
+
+
+def two_modes(**policy) -> Machine:
+    specs = [
+        service("chat", 16000, port=8001),
+        service("embed", 5000, port=8002),
+        service("code", 15000, port=8003),
+        service("tiny", 1000, port=8004),
+    ]
+    modes = {"chat": ("chat", "tiny"), "rag": ("embed", "tiny"), "code": ("code", "embed"), "huge": ("chat", "code")}
+    return Machine(catalog(*specs, policy=Policy(**policy), **modes)).boot()
+
+
+def test_a_first_switch_starts_every_member():
+    m = two_modes()
+    op = m.do("switch", "chat")
+    assert op.state is State.SUCCEEDED
+    assert m.running() == {"chat", "tiny"}
+    assert m.engine.state.reached_mode == "chat"
+    assert op.done(Verb.START) == ("chat", "tiny")
+    assert op.kept == ()
+
+
+def test_a_switch_keeps_stops_and_starts_and_says_which():
+    m = two_modes()
+    m.do("switch", "chat")
+    op = m.do("switch", "rag")
+    assert (op.done(Verb.STOP), op.done(Verb.START), op.kept) == (("chat",), ("embed",), ("tiny",))
+    assert m.running() == {"embed", "tiny"}
+    assert not m.overcommits
+
+
+def test_a_start_waits_for_the_release_it_needs_and_for_no_other():
+    m = two_modes()
+    m.do("switch", "chat")
+    m.behaviours["chat"] = Behaviour(term_s=0.5, linger_s=2.0)
+    m.log.clear()
+    op = m.do("switch", "code")  # code needs chat's memory; embed fits beside it
+    assert op.state is State.SUCCEEDED
+    assert m.log.index("start embed") < m.log.index("start code")
+    starts = {s.service: s.started_at for s in op.steps if s.verb is Verb.START}
+    released = next(s.finished_at for s in op.steps if s.verb is Verb.WAIT_RELEASE and s.service == "chat")
+    assert starts["embed"] < released <= starts["code"]
+    assert not m.overcommits
+
+
+def test_what_cannot_fit_is_refused_with_numbers_and_nothing_is_touched():
+    m = two_modes()
+    m.do("switch", "rag")
+    m.log.clear()
+    refusal = m.refused("switch", "huge")
+    assert refusal.code == "refused"
+    assert [r.code for r in refusal.reasons] == ["vram_insufficient"]
+    assert refusal.reasons[0].details["needed_mib"] == 15000
+    assert m.log == []
+    assert m.engine.state.desired.mode == "rag"
+
+
+def test_force_passes_the_memory_refusal():
+    m = two_modes()
+    m.devices["GPU-0"] = 24000
+    request = m.ask("switch", "huge", force=True)
+    m.run()
+    assert m.replies[request].operation is not None
+    assert m.overcommits  # the witness sees what force allowed
+
+
+def test_the_same_mode_again_repairs_drift_and_says_what_it_started():
+    m = two_modes(drift="report")
+    m.do("switch", "rag")
+    m.crash("embed")
+    m.run()
+    assert m.running() == {"tiny"}
+    op = m.do("switch", "rag")
+    assert op.done(Verb.START) == ("embed",)
+    assert op.kept == ("tiny",)
+
+
+def test_blank_stops_everything_whatever_its_phase():
+    m = two_modes()
+    m.behaviours["chat"] = Behaviour(load_s=500)
+    m.ask("switch", "chat")
+    for _ in range(20):
+        m.step()
+    assert m.phase("chat") == "loading"
+    op = m.do("switch", "blank")
+    assert op.state is State.SUCCEEDED
+    assert m.running() == set()
+    assert m.engine.state.reached_mode == "blank"
+
+
+def test_dependencies_start_first_and_stop_last():
+    specs = [service("db", 100, port=1), service("api", 100, port=2, depends_on=("db",))]
+    m = Machine(catalog(*specs, app=("api",))).boot()
+    m.do("switch", "app")
+    assert m.log == ["start db", "start api"]
+    m.log.clear()
+    m.do("switch", "blank")
+    assert m.log == ["stop api", "stop db"]
+
+
+def test_a_failing_member_rolls_back_to_what_ran_before():
+    m = two_modes()
+    m.do("switch", "chat")
+    m.behaviours["code"] = Behaviour(exit_after_s=0.3)
+    op = m.do("switch", "code")
+    assert op.state is State.ROLLED_BACK
+    assert op.failure.reason.code == "unit_failed"
+    assert op.failure.log == ("last words",)
+    assert m.running() == {"chat", "tiny"}
+    assert (m.engine.state.desired.mode, m.engine.state.reached_mode) == ("chat", "chat")
+
+
+def test_keep_leaves_what_came_up():
+    m = two_modes()
+    m.behaviours["code"] = Behaviour(exit_after_s=0.3)
+    op = m.do("switch", "code", on_failure=OnFailure.KEEP)
+    assert op.state is State.FAILED
+    assert m.running() == {"embed"}
+    assert m.engine.state.desired.mode == "code"
+    assert m.engine.state.reached_mode is None
+
+
+def test_stop_ends_what_the_operation_started():
+    m = two_modes()
+    m.do("switch", "rag")
+    m.behaviours["chat"] = Behaviour(exit_after_s=0.3)
+    op = m.do("switch", "chat", on_failure=OnFailure.STOP)
+    assert op.state is State.FAILED
+    assert m.running() == {"tiny"}
+
+
+def test_a_service_that_never_gets_ready_fails_with_a_timeout():
+    specs = [service("slow", 1000, startup_timeout_s=5.0)]
+    m = Machine(catalog(*specs, slow=("slow",)), behaviours={"slow": Behaviour(never_ready=True)}).boot()
+    op = m.do("switch", "slow")
+    assert op.state is State.ROLLED_BACK
+    assert op.failure.reason.code == "health_timeout"
+    assert m.running() == set()
+
+
+def test_memory_that_does_not_come_back_fails_the_operation():
+    m = two_modes(release_timeout_s=3.0)
+    m.do("switch", "chat")
+    m.behaviours["chat"] = Behaviour(linger_s=400.0)
+    op = m.do("switch", "code")
+    assert op.failure.reason.code == "vram_not_released"
+    assert op.state in (State.FAILED, State.ROLLED_BACK)
+    assert not m.overcommits
+
+
+def test_a_crash_is_healed_with_growing_pauses_and_a_give_up():
+    m = two_modes()
+    m.do("switch", "rag")
+    m.behaviours["embed"] = Behaviour(exit_after_s=0.2)
+    m.crash("embed")
+    before = m.at
+    m.run(3000)
+    track = m.engine.state.track("embed")
+    assert track.gave_up
+    assert m.phase("embed") == "failed"
+    assert m.at - before > 15
+    assert m.running() == {"tiny"}
+
+
+def test_a_crash_heals():
+    m = two_modes()
+    m.do("switch", "rag")
+    m.crash("embed")
+    m.step()
+    assert m.phase("embed") == "backoff"
+    m.run()
+    assert m.running() == {"embed", "tiny"}
+    assert m.phase("embed") == "ready"
+
+
+def test_a_stop_outside_is_not_fought():
+    m = two_modes()
+    m.do("switch", "rag")
+    m.crash("embed", ended=Ended.JOB)
+    m.run()
+    assert m.running() == {"tiny"}
+    assert m.engine.state.track("embed").stopped_outside
+    assert m.do("switch", "rag").done(Verb.START) == ("embed",)
+
+
+def test_a_new_switch_supersedes_the_running_one():
+    m = two_modes()
+    m.behaviours["chat"] = Behaviour(load_s=100)
+    first = m.ask("switch", "chat")
+    for _ in range(10):
+        m.step()
+    op = m.do("switch", "rag")
+    old = m.engine.state.operations[m.replies[first].operation]
+    assert (old.state, old.failure.reason.code) == (State.CANCELLED, "conflict")
+    assert op.state is State.SUCCEEDED
+    assert m.running() == {"embed", "tiny"}
+
+
+def test_the_same_switch_again_joins_the_running_one():
+    m = two_modes()
+    first = m.ask("switch", "chat")
+    second = m.ask("switch", "chat")
+    m.run(0.5)
+    third = m.ask("switch", "chat")
+    m.run()
+    assert len({m.replies[r].operation for r in (first, second, third)}) == 1
+
+
+def test_cancel_returns_to_the_previous_mode():
+    m = two_modes()
+    m.do("switch", "rag")
+    m.behaviours["chat"] = Behaviour(load_s=100)
+    request = m.ask("switch", "chat")
+    m.run(1.0)
+    m.ask("cancel", m.replies[request].operation)
+    m.run()
+    op = m.engine.state.operations[m.replies[request].operation]
+    assert op.state is State.CANCELLED
+    assert m.running() == {"embed", "tiny"}
+    assert m.engine.state.reached_mode == "rag"
+
+
+def test_start_stop_and_restart_of_one_service():
+    m = two_modes()
+    m.do("switch", "rag")
+    assert m.do("start", "code").done(Verb.START) == ("code",)
+    assert m.running() == {"embed", "tiny", "code"}
+    restarted = m.do("restart", "code")
+    assert (restarted.done(Verb.STOP), restarted.done(Verb.START)) == (("code",), ("code",))
+    m.do("stop", "code")
+    assert m.running() == {"embed", "tiny"}
+    m.do("stop", "embed")
+    m.run()
+    assert m.running() == {"tiny"}
+
+
+def test_stop_reaches_a_service_that_is_still_loading():
+    m = two_modes()
+    m.behaviours["chat"] = Behaviour(load_s=500)
+    request = m.ask("start", "chat")
+    m.run(1.0)
+    assert m.do("stop", "chat").state is State.SUCCEEDED
+    assert m.running() == set()
+    assert m.engine.state.operations[m.replies[request].operation].state is State.CANCELLED
+
+
+def test_unknown_ids_are_not_found_and_name_what_exists():
+    m = two_modes()
+    assert "blank, chat, code" in m.refused("switch", "nope").hint
+    assert m.refused("start", "nope").code == "not_found"
+
+
+def test_unknown_memory_is_refused():
+    m = Machine(catalog(service("mystery", None), x=("mystery",))).boot()
+    assert m.refused("switch", "x").reasons[0].code == "vram_unknown"
+
+
+def test_quiesce_refuses_then_waits():
+    m = two_modes(quiesce_s=30.0)
+    m.do("switch", "chat")
+    m.do("switch", "blank")
+    refusal = m.refused("switch", "rag")
+    assert refusal.reasons[0].code == "quiesce_active"
+    assert 0 < refusal.retry_after_s <= 30
+    assert m.do("switch", "rag", quiesce=False).state is State.SUCCEEDED
+
+
+def test_a_restarted_daemon_finishes_the_open_operation_under_its_own_id():
+    m = two_modes()
+    m.do("switch", "rag")
+    m.behaviours["chat"] = Behaviour(load_s=20.0)
+    request = m.ask("switch", "chat")
+    m.run(2.0)
+    op_id = m.replies[request].operation
+    last = m.saved[-1]
+    stored = {o.id: o for save in m.saved for o in save.operations}
+    again = Machine(m.catalog, behaviours=m.behaviours, at=m.at)
+    again.alive, again.units, again.pids = m.alive, m.units, m.pids
+    again.boot(ev.Recovered(at=m.at, snapshot=last.snapshot, operations=tuple(stored.values())))
+    again.run()
+    assert again.engine.state.operations[op_id].state is State.SUCCEEDED
+    assert again.running() == {"chat", "tiny"}
+    assert "start chat" not in again.log  # it was loading already: adopted, not started twice
+
+
+def test_after_a_reboot_the_mode_is_restored():
+    m = two_modes()
+    m.do("switch", "rag")
+    again = Machine(m.catalog)
+    again.boot(ev.Recovered(at=again.at, snapshot=m.saved[-1].snapshot, same_boot=False))
+    again.run()
+    assert again.running() == {"embed", "tiny"}
+
+
+def test_a_state_file_that_cannot_be_written_stops_everything_before_it_begins():
+    m = two_modes()
+    m.save_fails = True
+    m.do("switch", "rag")
+    refusal = m.refused("switch", "chat")
+    assert refusal.reasons[0].code == "state_unwritable"
