@@ -1,0 +1,23 @@
+"""Definitions: the configuration in force, as the shell needs it beside the core's catalog."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from gpumodd.core.specs import Catalog
+from gpumodd.drivers.api import ProbeSpec, UnitFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Definitions:
+    """One valid configuration. `device_env` gives, per service, the environment that pins it to devices."""
+
+    catalog: Catalog = field(default_factory=Catalog)
+    unit_files: Mapping[str, UnitFile] = MappingProxyType({})
+    probes: Mapping[str, ProbeSpec | None] = MappingProxyType({})
+    device_env: Mapping[str, Callable[[tuple[str, ...]], Mapping[str, str]]] = MappingProxyType({})
+
+    def environment(self, service: str, devices: tuple[str, ...]) -> Mapping[str, str]:
+        """The environment that pins a service to these devices; empty when it uses none."""
+        pin = self.device_env.get(service)
+        return pin(devices) if pin is not None and devices else {}

@@ -1,0 +1,197 @@
+"""The dispatcher: carries out effects. Each effect with an id ends in exactly one event, whatever happens to it.
+
+Batches are taken in order. What follows a Save in its batch waits until that is durable; if it cannot be, what
+follows is not carried out and says so.
+"""
+
+from collections.abc import Callable
+
+import anyio
+import anyio.abc
+import structlog
+
+from gpumodd.core import effects as fx
+from gpumodd.core import events as ev
+from gpumodd.ports import JobResult, PortError, Units
+from gpumodd.runtime.bus import Bus
+from gpumodd.runtime.definitions import Definitions
+from gpumodd.runtime.inspect import Inspector
+from gpumodd.runtime.loop import Loop
+from gpumodd.runtime.memory import Memory
+from gpumodd.runtime.watch_devices import DeviceWatcher
+
+log = structlog.get_logger("gpumodd.dispatch")
+
+LOG_LINES = 50
+BATCHES = 10_000
+STATE_UNWRITABLE = "the state file cannot be written"
+
+
+class Dispatcher:
+    """Runs effects as tasks and posts how they ended."""
+
+    def __init__(
+        self,
+        *,
+        units: Units,
+        devices: DeviceWatcher,
+        inspector: Inspector,
+        memory: Memory,
+        bus: Bus,
+        loop: Loop,
+        definitions: Callable[[], Definitions],
+    ) -> None:
+        self._units = units
+        self._devices = devices
+        self._inspector = inspector
+        self._memory = memory
+        self._bus = bus
+        self._loop = loop
+        self._definitions = definitions
+        self._send, self._receive = anyio.create_memory_object_stream[tuple[fx.Effect, ...]](BATCHES)
+        self._unsaved = False
+
+    def submit(self, effects: tuple[fx.Effect, ...]) -> None:
+        """Queue a batch."""
+        self._send.send_nowait(effects)
+
+    async def run(self) -> None:
+        """Carry out batches until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            async for batch in self._receive:
+                await self._batch(batch, tasks)
+
+    async def _batch(self, batch: tuple[fx.Effect, ...], tasks: anyio.abc.TaskGroup) -> None:
+        for i, effect in enumerate(batch):
+            match effect:
+                case fx.Save():
+                    if not await self._save(effect):
+                        await self._give_up(batch[i + 1 :])
+                        return
+                case fx.Reply():
+                    self._loop.answer(effect)
+                case fx.Announce():
+                    self._bus.publish(self._loop.now(), effect.topic, effect.data)
+                case fx.SampleDevices():
+                    self._devices.now()
+                case fx.StartUnit():
+                    tasks.start_soon(self._start, effect)
+                case fx.StopUnit():
+                    tasks.start_soon(self._stop, effect)
+                case fx.KillUnit():
+                    tasks.start_soon(self._kill, effect)
+                case fx.Inspect():
+                    tasks.start_soon(self._inspect, effect)
+                case fx.ReadLogs():
+                    tasks.start_soon(self._logs, effect)
+
+    # -- state ------------------------------------------------------------------------------------------------
+
+    async def _save(self, effect: fx.Save) -> bool:
+        try:
+            await self._memory.save(effect.snapshot, effect.operations)
+        except PortError as error:
+            log.error("state_unwritable", error=error.message)
+            self._unsaved = True
+            await self._loop.post(ev.SaveFailed(at=self._loop.now(), message=error.message))
+            return False
+        if self._unsaved:
+            self._unsaved = False
+            log.info("state_writable")
+            await self._loop.post(ev.SaveWorked(at=self._loop.now()))
+        return True
+
+    async def _give_up(self, batch: tuple[fx.Effect, ...]) -> None:
+        """End what must not be carried out without its Save; telling and looking are harmless."""
+        now = self._loop.now()
+        for effect in batch:
+            match effect:
+                case fx.StartUnit():
+                    error = ev.UnitStarted(
+                        at=now, effect=effect.id, service=effect.service, result="failed", error=STATE_UNWRITABLE
+                    )
+                    await self._loop.post(error)
+                case fx.StopUnit():
+                    await self._loop.post(
+                        ev.UnitStopped(
+                            at=now, effect=effect.id, service=effect.service, result="failed", error=STATE_UNWRITABLE
+                        )
+                    )
+                case fx.KillUnit():
+                    await self._loop.post(
+                        ev.UnitKilled(at=now, effect=effect.id, service=effect.service, error=STATE_UNWRITABLE)
+                    )
+                case fx.Reply():
+                    self._loop.answer(effect)
+                case fx.Announce():
+                    self._bus.publish(now, effect.topic, effect.data)
+                case fx.SampleDevices():
+                    self._devices.now()
+                case fx.Inspect():
+                    await self._inspect(effect)
+                case fx.ReadLogs():
+                    await self._logs(effect)
+                case fx.Save():
+                    pass
+
+    # -- units ------------------------------------------------------------------------------------------------
+
+    async def _start(self, effect: fx.StartUnit) -> None:
+        service = effect.service
+        log.info("start", service=service, devices=",".join(effect.devices) or None)
+        result, error = JobResult.FAILED.value, ""
+        try:
+            env = self._definitions().environment(service, effect.devices)
+            result = (await self._units.start(service, env)).value
+        except PortError as trouble:
+            error = trouble.message
+        await self._loop.post(
+            ev.UnitStarted(at=self._loop.now(), effect=effect.id, service=service, result=result, error=error)
+        )
+        await self._refresh(service)
+
+    async def _stop(self, effect: fx.StopUnit) -> None:
+        service = effect.service
+        log.info("stop", service=service)
+        result, error = JobResult.FAILED.value, ""
+        try:
+            result = (await self._units.stop(service)).value
+        except PortError as trouble:
+            error = trouble.message
+        await self._loop.post(
+            ev.UnitStopped(at=self._loop.now(), effect=effect.id, service=service, result=result, error=error)
+        )
+        await self._refresh(service)
+        self._devices.now()
+
+    async def _kill(self, effect: fx.KillUnit) -> None:
+        log.warning("kill", service=effect.service)
+        error = ""
+        try:
+            await self._units.kill(effect.service)
+        except PortError as trouble:
+            error = trouble.message
+        await self._loop.post(ev.UnitKilled(at=self._loop.now(), effect=effect.id, service=effect.service, error=error))
+        await self._refresh(effect.service)
+
+    async def _refresh(self, service: str) -> None:
+        """The state that goes with a finished job must be seen, changed or not."""
+        try:
+            await self._units.refresh(service)
+        except PortError as error:
+            log.warning("cannot_refresh", service=service, error=error.message)
+
+    # -- looking ----------------------------------------------------------------------------------------------
+
+    async def _inspect(self, effect: fx.Inspect) -> None:
+        await self._loop.post(await self._inspector.inspect(effect.id, effect.services, self._loop.now))
+
+    async def _logs(self, effect: fx.ReadLogs) -> None:
+        lines: list[str] = []
+        try:
+            lines = await self._units.logs(effect.service, lines=LOG_LINES, this_run=True)
+        except PortError as error:
+            lines = [f"(cannot read its log: {error.message})"]
+        await self._loop.post(
+            ev.LogsRead(at=self._loop.now(), effect=effect.id, service=effect.service, lines=tuple(lines))
+        )

@@ -1,0 +1,123 @@
+"""The loop: the one task that feeds the engine. Everything else posts events and reads views.
+
+Owns the engine, the event queue, the timer for the engine's next deadline, and the answers to requests. It does
+no I/O of its own: effects go to `runtime.dispatch`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import anyio
+import structlog
+
+from gpumodd.core import effects as fx
+from gpumodd.core import events as ev
+from gpumodd.core.engine import Engine
+from gpumodd.core.operations import Operation
+from gpumodd.ports import Clock
+
+log = structlog.get_logger("gpumodd.loop")
+
+QUEUE = 10_000
+BATCH = 500
+
+
+@dataclass(slots=True)
+class Waiting:
+    """Somebody waits for a request's answer."""
+
+    done: anyio.Event = field(default_factory=anyio.Event)
+    reply: fx.Reply | None = None
+
+
+class Loop:
+    """Feeds the engine. `submit` is where effects go; `changed` is called after every batch."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self.engine = engine
+        self.clock = clock
+        self.submit: Callable[[tuple[fx.Effect, ...]], None] = lambda _: None
+        self.after_batch: list[Callable[[], None]] = []
+        self._send, self._receive = anyio.create_memory_object_stream[ev.Event](QUEUE)
+        self._waiting: dict[int, Waiting] = {}
+        self._next_request = 1
+        self._ended: dict[str, anyio.Event] = {}
+        self.progress = 0  # batches handled: the watchdog's proof of life
+
+    # -- in ---------------------------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        """CLOCK_BOOTTIME seconds."""
+        return self.clock.boottime()
+
+    async def post(self, event: ev.Event) -> None:
+        """Queue an event; waits while the queue is full."""
+        await self._send.send(event)
+
+    def post_nowait(self, event: ev.Event) -> None:
+        """Queue an event from synchronous code; a full queue is a bug of ours and raises."""
+        self._send.send_nowait(event)
+
+    async def request(self, make: Callable[[int], ev.Request]) -> fx.Reply:
+        """Post a request and wait for its one reply."""
+        number = self._next_request
+        self._next_request += 1
+        waiting = self._waiting[number] = Waiting()
+        try:
+            await self.post(make(number))
+            await waiting.done.wait()
+        finally:
+            del self._waiting[number]
+        assert waiting.reply is not None
+        return waiting.reply
+
+    def answer(self, reply: fx.Reply) -> None:
+        """Wake whoever asked; somebody who went away misses nothing but the answer."""
+        waiting = self._waiting.get(reply.request)
+        if waiting is not None:
+            waiting.reply = reply
+            waiting.done.set()
+
+    async def ended(self, operation: str) -> Operation | None:
+        """Wait until an operation has ended; None when nobody knows it."""
+        while (op := self.engine.state.operations.get(operation)) is not None and op.state.open:
+            await self._ended.setdefault(operation, anyio.Event()).wait()
+        return op
+
+    # -- the loop ---------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Handle events until cancelled."""
+        while True:
+            batch = await self._next_batch()
+            self._handle(batch)
+
+    def handle_now(self, *batch: ev.Event) -> None:
+        """Handle these at once; only before `run` has begun."""
+        self._handle(list(batch))
+
+    async def _next_batch(self) -> list[ev.Event]:
+        deadline = self.engine.next_deadline()
+        batch: list[ev.Event] = []
+        with anyio.move_on_after(None if deadline is None else max(0.0, deadline - self.now())):
+            batch.append(await self._receive.receive())
+        while len(batch) < BATCH:
+            try:
+                batch.append(self._receive.receive_nowait())
+            except anyio.WouldBlock:
+                break
+        return batch or [ev.Ticked(at=self.now())]
+
+    def _handle(self, batch: list[ev.Event]) -> None:
+        self.progress += 1
+        effects = self.engine.handle(*batch)
+        if effects:
+            self.submit(effects)
+        for operation in [o for o in self._ended if not self._open(o)]:
+            self._ended.pop(operation).set()
+        for react in self.after_batch:
+            react()
+
+    def _open(self, operation: str) -> bool:
+        op = self.engine.state.operations.get(operation)
+        return op is not None and op.state.open

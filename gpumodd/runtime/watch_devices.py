@@ -1,0 +1,65 @@
+"""The device watcher: samples device memory as often as the engine's attention asks for. It never acts."""
+
+from dataclasses import replace
+
+import anyio
+import structlog
+
+from gpumodd.core import attention
+from gpumodd.core import events as ev
+from gpumodd.core.facts import DeviceFact, DevicesFact
+from gpumodd.ports import Devices, Host, Units
+from gpumodd.runtime.loop import Loop
+
+log = structlog.get_logger("gpumodd.devices")
+
+
+class DeviceWatcher:
+    """Samples, says whose processes those are, and posts."""
+
+    def __init__(self, devices: Devices, units: Units, host: Host, loop: Loop) -> None:
+        self._devices = devices
+        self._units = units
+        self._host = host
+        self._loop = loop
+        self._interval = attention.IDLE_S
+        self._wake = anyio.Event()
+        self._error = ""
+
+    def follow(self) -> None:
+        """Take over the rate that the state calls for; a higher one takes effect at once."""
+        interval = attention.sampling_s(self._loop.engine.state)
+        if interval < self._interval:
+            self._wake.set()
+        self._interval = interval
+
+    def now(self) -> None:
+        """Sample without waiting for the next tick."""
+        self._wake.set()
+
+    async def sample(self) -> DevicesFact:
+        """One sample with each process's service filled in."""
+        fact = await self._devices.sample()
+        if fact.error != self._error:
+            self._error = fact.error
+            log.warning("devices_unreadable", error=fact.error) if fact.error else log.info("devices_readable")
+        return replace(fact, devices=tuple(self._owned(device) for device in fact.devices))
+
+    def _owned(self, device: DeviceFact) -> DeviceFact:
+        owner = self._units.owner
+        return replace(device, processes=tuple(replace(p, service=owner(p.pid)) for p in device.processes))
+
+    async def post_sample(self) -> None:
+        """Sample and post, host memory beside it."""
+        fact = await self.sample()
+        await self._loop.post(ev.DevicesSampled(at=self._loop.now(), fact=fact, host=self._host.memory()))
+
+    async def run(self) -> None:
+        """Sample until cancelled; leave a GPU alone that the system powered down while nothing of ours runs."""
+        while True:
+            self._wake = anyio.Event()
+            with anyio.move_on_after(self._interval):
+                await self._wake.wait()
+            if self._devices.asleep() and attention.may_sleep(self._loop.engine.state) and not self._wake.is_set():
+                continue
+            await self.post_sample()
