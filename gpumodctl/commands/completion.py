@@ -1,0 +1,18 @@
+"""`gpumodctl completion`: the script that makes a shell complete commands, options and ids."""
+
+import click
+from click.shell_completion import get_completion_class
+
+from gpumodctl.invocation import Invocation
+from gpumodctl.options import command
+
+
+@command("completion", help='Print the completion script for a shell: eval "$(gpumodctl completion bash)".')
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(ctx: click.Context, shell: str) -> None:
+    invocation: Invocation = ctx.obj
+    found = get_completion_class(shell)
+    assert found is not None
+    script = found(ctx.find_root().command, {}, "gpumodctl", "_GPUMODCTL_COMPLETE")
+    invocation.say(script.source_template % script.source_vars())

@@ -1,0 +1,121 @@
+"""`gpumodctl status`: the whole state on one screen."""
+
+import time
+
+import click
+
+from gpumodctl import text
+from gpumodctl.client import Client, decode
+from gpumodctl.invocation import Invocation, ago
+from gpumodctl.options import command
+from gpumodctl.results import show_devices
+from gpumodd.wire.types import Status
+
+_STATES = {"converged": "green", "switching": "yellow", "degraded": "yellow", "blocked": "red"}
+_REFRESH_S = 2.0  # memory changes without an event
+_SETTLE_S = 0.1  # events come in bursts
+
+
+@command("status", help="Show mode, devices, services and problems.")
+@click.option("--watch", is_flag=True, help="Go on and show every change, until Ctrl-C.")
+@click.pass_obj
+def status(invocation: Invocation, watch: bool) -> None:
+    if watch:
+        _watch(invocation)
+        return
+    raw = invocation.ask("status.get")
+    if invocation.json:
+        invocation.document(raw)
+    else:
+        show_status(invocation, decode(raw, Status))
+
+
+def _watch(invocation: Invocation) -> None:
+    with invocation.connect() as client:
+        client.call("events.subscribe", {})
+        while not invocation.out.closed:
+            raw = client.call("status.get")
+            if invocation.json:
+                invocation.document_line(raw)
+            else:
+                if invocation.out.redraws:
+                    invocation.out.write("\x1b[H\x1b[2J")
+                show_status(invocation, decode(raw, Status))
+                if not invocation.out.redraws:
+                    invocation.say("")
+            _await_change(client)
+
+
+def _await_change(client: Client) -> None:
+    if client.receive(_REFRESH_S) is None:
+        return
+    settled = time.monotonic() + _SETTLE_S
+    while (left := settled - time.monotonic()) > 0:
+        client.receive(left)
+
+
+def show_status(invocation: Invocation, status: Status) -> None:
+    """The screen."""
+    out = invocation.out
+    mode = text.clean(status.mode or "none")
+    if status.desired_mode != status.mode:
+        mode += f" (wanted: {text.clean(status.desired_mode or 'none')})"
+    invocation.say(
+        text.cut(f"Mode:   {mode}", out.columns),
+        f"State:  {out.paint(status.state, _STATES.get(status.state, ''))}",
+    )
+    operation = status.operation
+    if operation is not None:
+        running = [step for step in operation.steps if step.state == "running"]
+        doing = ", ".join(f"{step.verb} {step.service or step.device or ''}".strip() for step in running)
+        words = f"{operation.id}: {operation.kind} {operation.target}" + (f" ({doing})" if doing else "")
+        invocation.say(text.cut(f"Doing:  {text.clean(words)}", out.columns))
+    if status.devices:
+        invocation.say("")
+        show_devices(invocation, status.devices)
+    invocation.say("")
+    if status.services:
+        invocation.table(
+            ("Service", "Phase", "VRAM (MiB)", "Port", "Since", "Doing"),
+            [
+                (
+                    service.id + ("" if service.mode_member else " *"),
+                    service.phase if service.sleep_level is None else f"{service.phase} ({service.sleep_level})",
+                    service.vram_observed_mib if service.vram_observed_mib is not None else service.vram_mib,
+                    service.port,
+                    ago(service.since),
+                    _doing(status, service.id),
+                )
+                for service in status.services
+            ],
+            numbers=(2, 3),
+        )
+        if any(not service.mode_member for service in status.services):
+            invocation.say("* not in the mode")
+    else:
+        invocation.say("No services are configured.")
+    _show_problems(invocation, status)
+
+
+def _doing(status: Status, service: str) -> str:
+    """What the running operation does with a service."""
+    if status.operation is None:
+        return ""
+    steps = [step for step in status.operation.steps if step.service == service and step.state == "running"]
+    if not steps:
+        return ""
+    started = steps[0].started_at
+    return f"{steps[0].verb} {ago(started)}" if started else steps[0].verb
+
+
+def _show_problems(invocation: Invocation, status: Status) -> None:
+    out = invocation.out
+    if not status.problems:
+        return
+    invocation.say("", out.paint("Problems:", "bold"))
+    for problem in status.problems:
+        where = problem.service or problem.device
+        words = f"{problem.code}{f' ({where})' if where else ''}: {problem.message}"
+        invocation.say(*(out.paint(line, "red") for line in text.wrap(words, out.columns, "  ")))
+        if problem.hint:
+            invocation.say(*text.wrap(f"hint: {problem.hint}", out.columns, "    "))

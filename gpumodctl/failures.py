@@ -1,0 +1,79 @@
+"""How a run that went wrong is told: the message, what would help, what the service said last."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gpumodctl import exits, text
+from gpumodctl.client import Refused, Unreachable
+from gpumodctl.invocation import Invocation
+
+_LOG_LINES = 20
+
+
+def tell_refused(invocation: Invocation, refused: Refused) -> int:
+    """Tell an error the daemon answered with; its exit code."""
+    error = refused.error
+    if invocation.json:
+        invocation.document(refused.raw)
+    note(invocation, error.message, error.data.hint)
+    for reason in _dicts(error.data.details.get("reasons")):
+        _tell_reason(invocation, reason)
+    operation = error.data.details.get("operation")
+    shown = tell_operation(invocation, operation) if isinstance(operation, dict) else set()
+    tell_log(invocation, "", error.data.details.get("log"), shown)
+    return exits.of_error(error)
+
+
+def tell_unreachable(invocation: Invocation, unreachable: Unreachable) -> int:
+    """Tell that there is no daemon; the exit code."""
+    if invocation.json:
+        data = {"code": "unreachable", "hint": unreachable.hint, "details": {}}
+        invocation.document({"code": -32000, "message": unreachable.message, "data": data})
+    invocation.note(f"gpumodctl: {text.clean(unreachable.message)}; {text.clean(unreachable.hint)}")
+    return exits.UNREACHABLE
+
+
+def note(invocation: Invocation, message: str, hint: str) -> None:
+    """A message and its hint."""
+    invocation.note(invocation.err.paint(f"gpumodctl: {text.clean(message)}", "red"))
+    if hint:
+        invocation.note(f"hint: {text.clean(hint)}")
+
+
+def tell_operation(invocation: Invocation, operation: Mapping[str, Any]) -> set[tuple[str, ...]]:
+    """Tell which steps of an operation failed and how it ended; the logs that were shown."""
+    shown: set[tuple[str, ...]] = set()
+    for step in _dicts(operation.get("steps")):
+        error = step.get("error")
+        if step.get("state") == "failed" and isinstance(error, dict):
+            name = text.clean(f"{step.get('verb')} {step.get('service') or step.get('device') or ''}".strip())
+            invocation.note(f"  {name}: {text.clean(str(error.get('message', '')))}")
+            tell_log(invocation, str(step.get("service") or ""), error.get("log"), shown)
+    error = operation.get("error")
+    if isinstance(error, dict):
+        tell_log(invocation, "", error.get("log"), shown)
+    if operation.get("state") == "rolled_back":
+        invocation.note("Rolled back: what ran before runs again.")
+    return shown
+
+
+def tell_log(invocation: Invocation, service: str, log: Any, shown: set[tuple[str, ...]]) -> None:
+    """The last lines of a service, unless they were shown before."""
+    if not isinstance(log, list) or not log:
+        return
+    lines = tuple(text.clean(str(line)) for line in log[-_LOG_LINES:])
+    if lines in shown:
+        return
+    shown.add(lines)
+    invocation.note(f"Last lines of {text.clean(service)}:" if service else "Last lines:")
+    invocation.note(*(f"  | {line}" for line in lines))
+
+
+def _tell_reason(invocation: Invocation, reason: Mapping[str, Any]) -> None:
+    words = text.clean(f"{reason.get('code', '?')}: {reason.get('message', '')}")
+    hint = text.clean(str(reason.get("hint") or ""))
+    invocation.note(f"  {words}", *([f"    hint: {hint}"] if hint else []))
+
+
+def _dicts(value: Any) -> Iterable[Mapping[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

@@ -1,0 +1,135 @@
+"""How the results that several commands share are shown: operations, simulations, devices, modes."""
+
+from collections.abc import Iterable, Sequence
+
+from gpumodctl import text
+from gpumodctl.invocation import Invocation, ago, duration
+from gpumodd.wire.types import Device, Mode, Operation, Simulation, SimulationDevice, Step
+
+_BLOCKS = ("started", "woken", "stopped", "slept", "kept")
+
+
+def show_operation_result(invocation: Invocation, operation: Operation, headline: str) -> None:
+    """What an operation did, as blocks of service ids."""
+    lasted = "" if operation.seconds is None else f" ({duration(operation.seconds)})"
+    invocation.say(invocation.out.paint(text.clean(headline) + lasted, "bold"))
+    for block in _BLOCKS:
+        ids: list[str] = getattr(operation, block)
+        if ids:
+            invocation.say(f"{block.capitalize()}:", *(f"  {text.clean(id)}" for id in ids))
+
+
+def show_steps(invocation: Invocation, steps: Sequence[Step]) -> None:
+    """The steps as a table."""
+    invocation.table(
+        ("Step", "Verb", "Service", "After", "State", "Why"),
+        [
+            (step.id, step.verb, step.service or step.device, " ".join(step.after) or None, step.state, step.why)
+            for step in steps
+        ],
+    )
+
+
+def show_operations(invocation: Invocation, operations: Sequence[Operation]) -> None:
+    """Operations as a table."""
+    invocation.table(
+        ("ID", "Kind", "Target", "State", "Took", "Begun"),
+        [
+            (
+                operation.id,
+                operation.kind,
+                operation.target,
+                operation.state,
+                None if operation.seconds is None else duration(operation.seconds),
+                f"{ago(operation.created_at)} ago" if operation.created_at else None,
+            )
+            for operation in operations
+        ],
+    )
+
+
+def show_modes(invocation: Invocation, modes: Sequence[Mode]) -> None:
+    """Modes as a table."""
+    invocation.table(
+        ("ID", "Name", "Description", "Total VRAM (MiB)"),
+        [(mode.id, mode.name, mode.description, mode.vram_mib) for mode in modes],
+        numbers=(3,),
+    )
+
+
+def show_simulation(invocation: Invocation, simulation: Simulation) -> None:
+    """Whether it fits first, then what it is about, what would happen, what stands in the way, what would fit."""
+    out = invocation.out
+    several = len(simulation.devices) > 1
+    for device in simulation.devices:
+        if several:
+            invocation.say(out.paint(text.clean(f"GPU {device.index} {device.name or device.uuid}:"), "bold"))
+        _show_fit(invocation, device)
+    if not simulation.devices:
+        invocation.say("Fits: no device is involved" if simulation.fits else "Does not fit: there is no device")
+    elif not simulation.fits and all(device.headroom_mib >= 0 for device in simulation.devices):
+        invocation.say(out.paint("Would be refused for another reason than memory.", "red"))
+    invocation.say("")
+    invocation.table(
+        ("ID", "Name", "Driver", "VRAM (MiB)"),
+        [(service.id, service.name, service.driver, service.vram_mib) for service in simulation.services],
+        numbers=(3,),
+    )
+    if simulation.steps:
+        invocation.say("", "Steps:")
+        show_steps(invocation, simulation.steps)
+    if simulation.blocked:
+        invocation.say("", "Blocked by:")
+        for reason in simulation.blocked:
+            invocation.say(*text.wrap(f"{reason.code}: {reason.message}", out.columns, "  "))
+            invocation.say(*text.wrap(f"hint: {reason.hint}" if reason.hint else "", out.columns, "    "))
+    if simulation.alternatives:
+        invocation.say("", "Instead:")
+        for alternative in simulation.alternatives:
+            invocation.say(*text.wrap(alternative.message, out.columns, "  "))
+
+
+def _show_fit(invocation: Invocation, device: SimulationDevice) -> None:
+    fits = device.headroom_mib >= 0
+    invocation.say(
+        invocation.out.paint("Fits:" if fits else "Does not fit:", "green" if fits else "red")
+        + f" {device.needed_mib} / {device.total_mib} MiB (headroom: {device.headroom_mib} MiB)"
+    )
+    apart = [
+        f"{words} {amount} MiB"
+        for words, amount in (
+            ("reserve", device.reserve_mib),
+            ("foreign", device.foreign_mib),
+            ("other services", device.used_by_others_mib),
+        )
+        if amount
+    ]
+    if apart:
+        invocation.say(f"  less {', '.join(apart)}")
+
+
+def show_devices(invocation: Invocation, devices: Iterable[Device]) -> None:
+    """Devices with a bar of their memory and who holds it."""
+    out = invocation.out
+    full, empty = ("█", "░") if out.unicode else ("#", ".")
+    for device in devices:
+        name = text.cut(text.clean(device.name), max(out.columns - 50, 8))
+        gauge = text.bar(device.used_mib, device.total_mib, 16, full=full, empty=empty)
+        stale = ", stale" if device.stale else ""
+        invocation.say(
+            text.cut(
+                f"GPU {device.index}  {name}  {gauge}  {device.used_mib} / {device.total_mib} MiB{stale}", out.columns
+            )
+        )
+        invocation.say(*text.wrap(_holders(device), out.columns, "       "))
+
+
+def _holders(device: Device) -> str:
+    held: dict[str, int] = {}
+    for process in device.processes:
+        if process.service:
+            held[process.service] = held.get(process.service, 0) + (process.used_mib or 0)
+    words = [f"{id} {used} MiB" if used else id for id, used in sorted(held.items())]
+    if device.foreign_mib > 0:
+        words.append(f"foreign {device.foreign_mib} MiB")
+    return ", ".join(words)
