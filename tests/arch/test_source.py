@@ -45,7 +45,7 @@ def test_no_module_is_too_long(path):
     if name(path) in LONG:
         assert lines > MAX_LINES, "short again: take it off the list"
     else:
-        assert lines <= MAX_LINES
+        assert lines <= MAX_LINES, "split it, or put it on the list LONG with the reason why it is one piece"
 
 
 def test_the_packages_are_light():
@@ -79,10 +79,7 @@ def test_nothing_prints():
 
 def test_logging_is_configured_once():
     homes = {
-        name(path)
-        for path in ALL
-        for _, call in calls(path)
-        if call.endswith(("structlog.configure", "basicConfig"))
+        name(path) for path in ALL for _, call in calls(path) if call.endswith(("structlog.configure", "basicConfig"))
     }
     assert homes == {"gpumodd/telemetry/log.py"}
 
@@ -103,9 +100,7 @@ def test_wire_is_light():
 
 # Written so that this file does not contain what it looks for.
 PRIVATE = {
-    "a path of one machine": re.compile(
-        r"(?<![\w./~}$*-])/(?:home/(?!user\b|me\b|alice\b)|root/|work/|Users/)[\w.-]+"
-    ),
+    "a path of one machine": re.compile(r"(?<![\w./~}$*-])/(?:home/(?!user\b|me\b|alice\b)|root/|work/|Users/)[\w.-]+"),
     "a package registry": re.compile(
         r"(?:pypi\.(?:org|python)|files\.pythonhosted|(?:index|extra-index)-url|[\w-]+\.jfrog)"
     ),
