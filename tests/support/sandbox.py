@@ -223,6 +223,7 @@ class Sandbox:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
+                start_new_session=True,  # a Ctrl-C must not end it before it has cleaned up
             )
         assert self._holder.stdout
         if self._holder.stdout.readline() != "started\n":

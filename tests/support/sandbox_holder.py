@@ -84,6 +84,15 @@ def enter(cgroup: Path) -> None:
     (cgroup / "cgroup.procs").write_text("0")
 
 
+def make_slice(slice_: Path) -> None:
+    """Fails when the number is taken."""
+    while True:
+        slice_.parent.mkdir(exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another sandbox has just removed the empty parent
+            slice_.mkdir()
+            return
+
+
 def make_cgroups(slice_: Path, service: Path, uid: int) -> None:
     for folder in (service, slice_ / "session.scope", slice_ / "journald.scope"):
         folder.mkdir()
@@ -150,8 +159,7 @@ def main() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
         make_mounts(box, spec["python_prefix"], spec["uid"])
-        slice_.parent.mkdir(exist_ok=True)
-        slice_.mkdir()  # fails when the number is taken
+        make_slice(slice_)
         try:
             make_cgroups(slice_, service, spec["uid"])
             start(spec, slice_, service)

@@ -1,0 +1,125 @@
+"""From systemd's properties to UnitFact, and the one judgement in it: did a job end the run, or did it end itself?
+
+Owns no connection and no clock; all of it is a function of what the manager said, in the order it said it.
+
+systemd reports a change as two signals, first the service's properties, then the unit's (bus_unit_send_pending_
+change_signal in its src/core/dbus-unit.c), and sends what is pending before it says that a job is removed. So a
+unit's signal closes a snapshot, its `Job` is the job in whose course the change happened, and no change is hidden
+by the next one although a unit that has ended may be unloaded at once.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from gpumodd.core.facts import Active, Ended, UnitFact
+
+CLD_EXITED = 1  # the codes of waitid(2), as ExecMainCode has them
+MICROSECOND = 1e-6
+GONE = (Active.INACTIVE, Active.FAILED)
+RUNS = (Active.ACTIVE, Active.ACTIVATING)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """The clocks at one moment, in seconds: systemd reports wall and monotonic time, a fact has CLOCK_BOOTTIME."""
+
+    boottime: float
+    monotonic: float
+    wall: float
+
+    def since(self, monotonic_us: int, wall_us: int) -> float | None:
+        """Boot time of a moment in the past. The monotonic clock stands still during suspend, so it only bounds the
+        answer from both sides; without a suspend the bounds are one. Between them wall time decides."""
+        if not monotonic_us:
+            return None
+        earliest = monotonic_us * MICROSECOND
+        latest = earliest + self.boottime - self.monotonic
+        by_wall = self.boottime - (self.wall - wall_us * MICROSECOND)
+        return min(max(by_wall, earliest), latest)
+
+
+@dataclass(slots=True)
+class UnitState:
+    """What is known of one unit."""
+
+    service: str
+    fact: UnitFact | None = None
+    started_us: int = 0  # wall time of the newest start, which the journal understands
+    pending: dict[str, Any] = field(default_factory=dict)  # the service's properties, until the unit's come
+    start_job: int = 0  # the job that began the run; any other job that is there when it ends has ended it
+
+    def fold(self, properties: Mapping[str, Any], times: Times, *, continuous: bool = True) -> UnitFact:
+        """Take over a complete set of properties. Without `continuous` nobody has watched for a while:
+        something may have happened in between, and how a run ended is then unknown."""
+        active = active_state(str(properties.get("ActiveState", "")))
+        invocation = bytes(properties.get("InvocationID", b"")).hex()
+        job = int((properties.get("Job") or (0, "/"))[0])
+        main_pid = int(properties.get("MainPID", 0)) or None
+        if active is Active.INACTIVE and main_pid:
+            invocation, main_pid = "", None  # a start in the making: the next change tells of the new run
+        before = self.fact
+        new_run = bool(invocation) and (before is None or before.invocation != invocation)
+        if new_run:
+            self.start_job = job if continuous or active is Active.ACTIVATING else 0
+        was_running = new_run or (before is not None and before.active in RUNS)
+        ended = None if new_run or before is None or active in RUNS else before.ended
+        if was_running and active not in RUNS and ended is None:
+            if active in GONE and not continuous:
+                ended = None
+            else:
+                ended = Ended.JOB if job and job != self.start_job else Ended.EXIT
+        self.started_us = int(properties.get("InactiveExitTimestamp", 0)) or self.started_us
+        result = str(properties.get("Result", ""))
+        self.fact = UnitFact(
+            service=self.service,
+            active=active,
+            at=times.boottime,
+            sub=str(properties.get("SubState", "")),
+            main_pid=main_pid,
+            # systemd forgets a run when it unloads its unit; we do not.
+            invocation=invocation or (before.invocation if before else ""),
+            result=result,
+            exit_code=exit_code(result, properties) if active not in RUNS else None,
+            ended=ended,
+            since=times.since(
+                int(properties.get("StateChangeTimestampMonotonic", 0)),
+                int(properties.get("StateChangeTimestamp", 0)),
+            ),
+        )
+        return self.fact
+
+    def unloaded(self, at: float) -> UnitFact:
+        """The manager does not know this unit: it does not run, and how it ended is known if it was seen."""
+        before = self.fact
+        if before is not None and before.gone:
+            self.fact = replace(before, active=Active.INACTIVE, sub="dead", at=at)
+        else:
+            invocation = before.invocation if before else ""
+            self.fact = UnitFact(service=self.service, active=Active.INACTIVE, at=at, sub="dead", invocation=invocation)
+        return self.fact
+
+
+def active_state(text: str) -> Active:
+    """systemd's newer words are kinds of older ones."""
+    if text in ("reloading", "refreshing"):
+        return Active.ACTIVE
+    if text == "maintenance":
+        return Active.INACTIVE
+    try:
+        return Active(text)
+    except ValueError:
+        return Active.UNKNOWN
+
+
+def exit_code(result: str, properties: Mapping[str, Any]) -> int | None:
+    """The exit status, or the signal's number where a signal is what went wrong; a clean end by SIGTERM has none."""
+    code, status = int(properties.get("ExecMainCode", 0)), int(properties.get("ExecMainStatus", 0))
+    if not code:
+        return None
+    return status if code == CLD_EXITED or result != "success" else None
+
+
+def plain(properties: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
+    """Properties without their variant signatures."""
+    return {name: value for name, (_, value) in properties.items()}
