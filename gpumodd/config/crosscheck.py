@@ -10,7 +10,7 @@ from graphlib import CycleError, TopologicalSorter
 
 from gpumodd.config import schema
 from gpumodd.config.document import Document, Place
-from gpumodd.config.errors import ConfigProblem, did_you_mean, shown
+from gpumodd.config.errors import ConfigProblem, Severity, did_you_mean, shown
 from gpumodd.config.validate import problem_at
 
 MAX_CYCLES = 20
@@ -41,6 +41,7 @@ def check(services: Services, modes: Modes) -> list[ConfigProblem]:
         *_cycles(services),
         *_aliases(services),
         *_ports(services, modes),
+        *_not_built(services),
     ]
 
 
@@ -121,6 +122,16 @@ def _ports(services: Services, modes: Modes) -> Iterable[ConfigProblem]:
                         seen.add((first, second))
                         message = f"cannot use port {port}: {first} has it and can run at the same time"
                         yield problem_at(services.documents[second], ("port",), message)
+
+
+def _not_built(services: Services) -> Iterable[ConfigProblem]:
+    """Keys that are part of the configuration and that this version does not act on."""
+    for id, service in services.models.items():
+        wishes = {"sleep": service.sleep != "none", "on_leave": service.on_leave == "sleep", "idle": service.idle}
+        if keys := [key for key, wish in wishes.items() if wish]:
+            message = f"nothing sleeps in this version: {', '.join(keys)} has no effect"
+            place: Place = (keys[0],)
+            yield problem_at(services.documents[id], place, message, code="not_built", severity=Severity.WARNING)
 
 
 def _closure(services: Services, ids: Iterable[str]) -> set[str]:

@@ -96,6 +96,9 @@ class DevicesSection(Section):
     backend: Literal["auto", "nvml", "amdgpu", "simulated", "none"] = Field(
         default="auto", description="what reads the devices; `auto` without a driver is `none`, with a problem"
     )
+    table: Word | None = Field(
+        default=None, description="the device table of `simulated`; one in the state directory when absent"
+    )
 
 
 class UnitsSection(Section):

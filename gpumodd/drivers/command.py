@@ -34,9 +34,7 @@ def address(spec: ServiceSpec) -> tuple[str, ...]:
 def check_address(args: Iterable[str], spec: ServiceSpec) -> list[DriverError]:
     """A port in `args` would win over the key `port`, and the daemon would ask the wrong one for ever."""
     if spec.port is not None and given(args, "--port"):
-        return [
-            DriverError("cannot take --port from args: the key port sets it", field="args", hint="remove it")
-        ]
+        return [DriverError("cannot take --port from args: the key port sets it", field="args", hint="remove it")]
     return []
 
 
@@ -71,9 +69,7 @@ def check_directory(cwd: str | None) -> list[DriverError]:
     if not cwd.startswith(("/", "~")):
         return [DriverError(f"cannot use cwd {cwd!r}: it is relative", field="options.cwd", hint=hint)]
     if not cwd.isprintable() or cwd != cwd.strip() or cwd.endswith("\\"):
-        message = (
-            f"cannot use cwd {cwd!r}: control characters, outer spaces and a last backslash cannot be written"
-        )
+        message = f"cannot use cwd {cwd!r}: control characters, outer spaces and a last backslash cannot be written"
         return [DriverError(message, field="options.cwd", hint=hint)]
     return []
 

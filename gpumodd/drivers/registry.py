@@ -44,9 +44,7 @@ def load(points: Iterable[EntryPoint] | None = None) -> Registry:
             problems.append(f"cannot load driver {point.name!r} from {point.value}: {_reason(error)}")
             continue
         if driver.name in drivers or driver.name in NOT_BUILT:
-            problems.append(
-                f"cannot load driver {point.name!r} from {point.value}: the name {driver.name!r} is taken"
-            )
+            problems.append(f"cannot load driver {point.name!r} from {point.value}: the name {driver.name!r} is taken")
             continue
         drivers[driver.name] = driver
     return Registry(drivers=MappingProxyType(dict(sorted(drivers.items()))), problems=tuple(problems))
