@@ -61,9 +61,7 @@ def tracked() -> list[Path]:
             capture_output=True,
             text=True,
         ).stdout
-        return sorted(
-            path for path in (ROOT / entry for entry in listing.split("\0") if entry) if path.is_file()
-        )
+        return sorted(path for path in (ROOT / entry for entry in listing.split("\0") if entry) if path.is_file())
     kept = ("gpumodd", "gpumodctl", "config", "contrib", "docs", "tests", "benchmarks")
     top = (path for path in ROOT.iterdir() if path.is_file())
     return sorted([*top, *(path for folder in kept for path in (ROOT / folder).rglob("*") if path.is_file())])
