@@ -1,6 +1,6 @@
 """The machine a service would start on: memory, files, ports. The port `Host`.
 
-Owns how to ask the kernel (/proc, NETLINK_SOCK_DIAG) and how to say what was found. Only looks: it opens no port
+Owns how to ask /proc and how to say what was found. Only looks: it opens no port
 and keeps no file open.
 """
 
@@ -12,12 +12,13 @@ import stat
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
 from anyio import to_thread
 
+from gpumodd.adapters import listeners
+from gpumodd.adapters.listeners import TCP_LISTEN, Address, Listener
 from gpumodd.core.facts import HostFact
 from gpumodd.ports import Clock, PortError
 
@@ -78,7 +79,7 @@ class LinuxHost:
 
     def _listener(self, host: str, port: int) -> str:
         wanted = _addresses(host)
-        rivals = [found for found in self._listening() if found.port == port and found.conflicts_with(wanted)]
+        rivals = [found for found in self._listening(port) if _conflicts(found, wanted)]
         if not rivals:
             return ""
         owners = sorted(_owners(self._proc, {rival.inode for rival in rivals}))
@@ -87,47 +88,33 @@ class LinuxHost:
             return f"pid {owners[0]} ({_comm(self._proc, owners[0])}){more}"
         return f"a program of user {_user(rivals[0].uid)}"
 
-    def _listening(self) -> list["_Listening"]:
+    def _listening(self, port: int) -> list[Listener]:
         try:
-            return list(_by_netlink())
+            found = list(listeners.dump(port))
         except OSError:  # a kernel without the module tcp_diag, or a sandbox that forbids netlink
-            return [*_by_table(self._proc / "net/tcp"), *_by_table(self._proc / "net/tcp6")]
+            found = [*_by_table(self._proc / "net/tcp"), *_by_table(self._proc / "net/tcp6")]
+        return [one for one in found if one.port == port]
 
 
-_Address = IPv4Address | IPv6Address
+def _conflicts(listener: Listener, wanted: list[Address]) -> bool:
+    """Would a bind to one of these addresses, same port, fail because of this listener?"""
+    own = _unmapped(listener.address)
+    # A wildcard IPv6 socket takes IPv4 too unless it says that it does not.
+    takes_all = own.version == 6 and own.is_unspecified and not listener.v6_only
+    return any(
+        own == address
+        or (address.is_unspecified and (address.version == 6 or own.version == 4 or takes_all))
+        or (own.is_unspecified and (own.version == address.version or takes_all))
+        for address in wanted
+    )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Listening:
-    """One TCP socket in state LISTEN."""
-
-    address: _Address
-    port: int
-    uid: int
-    inode: int
-    v6_only: bool = False  # a wildcard IPv6 socket takes IPv4 too unless it says so
-
-    def conflicts_with(self, wanted: list[_Address]) -> bool:
-        """Would a bind to one of these addresses, same port, fail because of this socket?"""
-        own = _unmapped(self.address)
-        return any(
-            own == address
-            or (address.is_unspecified and (address.version == 6 or own.version == 4 or self._takes_all))
-            or (own.is_unspecified and (own.version == address.version or self._takes_all))
-            for address in wanted
-        )
-
-    @property
-    def _takes_all(self) -> bool:
-        return self.address.version == 6 and self.address.is_unspecified and not self.v6_only
-
-
-def _unmapped(address: _Address) -> _Address:
+def _unmapped(address: Address) -> Address:
     """An IPv4 address in IPv6 notation (::ffff:127.0.0.1) is that IPv4 address."""
     return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
 
 
-def _addresses(host: str) -> list[_Address]:
+def _addresses(host: str) -> list[Address]:
     """The addresses a server given this host would bind; none when it does not resolve."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
@@ -136,65 +123,7 @@ def _addresses(host: str) -> list[_Address]:
     return [_unmapped(ip_address(str(address[0]).partition("%")[0])) for *_, address in found]
 
 
-LISTEN = 10
-NETLINK_SOCK_DIAG = 4
-SOCK_DIAG_BY_FAMILY = 20
-NLM_F_REQUEST_DUMP = 0x301
-NLMSG_ERROR, NLMSG_DONE = 2, 3
-INET_DIAG_SKV6ONLY = 11
-NETLINK_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port id
-DIAG_REQUEST = struct.Struct("=BBBxI48x")  # family, protocol, extensions, states, socket id
-DIAG_MESSAGE = struct.Struct("=BBBB2s2s16s16s12xIIIII")  # …, source port, …, source, …, uid, inode
-ATTRIBUTE = struct.Struct("=HH")
-
-
-def _by_netlink() -> Iterator[_Listening]:
-    """Ask the kernel for its listeners: exact, and independent of how many connections there are."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG) as netlink:
-        netlink.settimeout(2)
-        for family in (socket.AF_INET, socket.AF_INET6):
-            request = DIAG_REQUEST.pack(family, socket.IPPROTO_TCP, 0, 1 << LISTEN)
-            header = NETLINK_HEADER.pack(
-                NETLINK_HEADER.size + len(request), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST_DUMP, family, 0
-            )
-            netlink.sendto(header + request, (0, 0))
-            yield from map(_from_diag, _dump(netlink))
-
-
-def _dump(netlink: socket.socket) -> Iterator[bytes]:
-    """The payloads of one netlink dump, which comes in any number of datagrams."""
-    while True:
-        datagram = netlink.recv(1 << 17)
-        while datagram:
-            length, kind, *_ = NETLINK_HEADER.unpack_from(datagram)
-            payload, datagram = datagram[NETLINK_HEADER.size : length], datagram[(length + 3) & ~3 :]
-            if kind == NLMSG_DONE:
-                return
-            if kind == NLMSG_ERROR:
-                (code,) = struct.unpack_from("=i", payload)
-                raise OSError(-code, os.strerror(-code))
-            yield payload
-
-
-def _from_diag(payload: bytes) -> _Listening:
-    family, _, _, _, port, _, source, _, *_, uid, inode = DIAG_MESSAGE.unpack_from(payload)
-    v6_only = False
-    rest = payload[DIAG_MESSAGE.size :]
-    while len(rest) >= ATTRIBUTE.size:
-        length, kind = ATTRIBUTE.unpack_from(rest)
-        if kind == INET_DIAG_SKV6ONLY:
-            v6_only = bool(rest[ATTRIBUTE.size])
-        rest = rest[max(ATTRIBUTE.size, (length + 3) & ~3) :]
-    return _Listening(
-        address=ip_address(source if family == socket.AF_INET6 else source[:4]),
-        port=int.from_bytes(port, "big"),
-        uid=uid,
-        inode=inode,
-        v6_only=v6_only,
-    )
-
-
-def _by_table(path: Path) -> Iterator[_Listening]:
+def _by_table(path: Path) -> Iterator[Listener]:
     """/proc/net/tcp or tcp6: addresses as 32-bit words in the order of the machine."""
     try:
         lines = path.read_text(encoding="ascii").splitlines()[1:]
@@ -202,15 +131,16 @@ def _by_table(path: Path) -> Iterator[_Listening]:
         return
     for line in lines:
         _, local, _, state, _, _, _, uid, _, inode, *_ = line.split()
-        if int(state, 16) != LISTEN:
+        if int(state, 16) != TCP_LISTEN:
             continue
         words, _, port = local.partition(":")
         numbers = struct.unpack(f">{len(words) // 8}I", bytes.fromhex(words))
-        yield _Listening(
+        yield Listener(
             address=ip_address(struct.pack(f"={len(numbers)}I", *numbers)),
             port=int(port, 16),
             uid=int(uid),
             inode=int(inode),
+            cgroup_id=None,
         )
 
 
