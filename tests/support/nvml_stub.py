@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from gpumodd.core.facts import DeviceFact, DevicesFact, ProcessFact
+from tests.support.cache import ROOT, cache
 from tests.support.fixtures import require_real
 
-ROOT = Path(__file__).parents[2]
 SOURCE = Path(__file__).with_suffix(".c")
 # Drivers before 510 had only the second version of the process lists.
 OLD_DRIVER = tuple(
@@ -35,7 +35,7 @@ def build(*flags: str) -> Path:
     """The folder with the compiled library; skips the test where there is no compiler."""
     require_real("" if shutil.which("gcc") else "the NVML stub needs gcc")
     digest = hashlib.sha256(SOURCE.read_bytes() + " ".join(flags).encode()).hexdigest()[:16]
-    folder = ROOT / ".cache" / "nvml-stub" / digest
+    folder = cache() / "nvml-stub" / digest
     library = folder / "libnvidia-ml.so.1"
     if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
