@@ -10,8 +10,11 @@ class NoDevices:
 
     backend = "none"
 
+    def __init__(self, reason: str = "") -> None:
+        self._reason = reason  # why there are none, when somebody looked for them
+
     async def sample(self) -> DevicesFact:
-        return DevicesFact(at=time.clock_gettime(time.CLOCK_BOOTTIME), backend=self.backend)
+        return DevicesFact(at=time.clock_gettime(time.CLOCK_BOOTTIME), backend=self.backend, error=self._reason)
 
     def asleep(self) -> bool:
         return False

@@ -6,7 +6,7 @@ in order as far as Save goes: what follows a Save waits until it is durable.
 
 from dataclasses import dataclass
 
-from gpumodd.core.operations import Operation
+from gpumodd.core.operations import Operation, Step
 from gpumodd.core.problems import Reason
 from gpumodd.core.state import Snapshot
 
@@ -86,12 +86,34 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Announce:
-    """Tell subscribers: `topic` is operation, step, service, mode, problem or config; `data` is JSON-ready."""
+class PhaseChanged:
+    """A service went from one phase to another."""
 
-    topic: str
-    subject: str
-    data: dict[str, object]
+    service: str
+    before: str
+    now: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepChanged:
+    """A step of an operation changed its state."""
+
+    operation: Operation
+    step: Step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperationChanged:
+    """An operation began, turned back or ended."""
+
+    operation: Operation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Announce:
+    """Tell subscribers what changed."""
+
+    change: PhaseChanged | StepChanged | OperationChanged
 
 
 Effect = Save | StartUnit | StopUnit | KillUnit | Inspect | ReadLogs | SampleDevices | Reply | Announce

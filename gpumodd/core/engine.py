@@ -604,8 +604,8 @@ class Engine:
             track.tell(self.state.at, f"{before} → {phase}")
             if phase is Phase.READY and track.ready_at is None:
                 track.ready_at = self.state.at
-            data: dict[str, object] = {"service": service, "from": str(before), "to": str(phase)}
-            self._effects.append(fx.Announce(topic="service", subject=service, data=data))
+            change = fx.PhaseChanged(service=service, before=before.value, now=phase.value)
+            self._effects.append(fx.Announce(change=change))
 
     def _save_and_announce(self) -> None:
         """Put a Save before everything else of this batch if something durable changed."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from gpumodd.core.desired import Claim, Desired
-from gpumodd.core.effects import Announce, Effect
+from gpumodd.core.effects import Announce, Effect, OperationChanged, StepChanged
 from gpumodd.core.events import UnitStarted, UnitStopped
 from gpumodd.core.facts import Answer
 from gpumodd.core.operations import Kind, Operation, PlannedStep, State, Verb
@@ -158,7 +158,7 @@ def announcements(before: Operation | None, now: Operation) -> list[Effect]:
     old = {s.id: s.state for s in before.steps} if before is not None else {}
     for step in now.steps:
         if old.get(step.id) is not step.state:
-            told.append(Announce(topic="step", subject=now.id, data={"operation": now.id, "step": step.id}))
+            told.append(Announce(change=StepChanged(operation=now, step=step)))
     if before is None or before.state is not now.state or before.returning is not now.returning:
-        told.append(Announce(topic="operation", subject=now.id, data={"operation": now.id, "state": str(now.state)}))
+        told.append(Announce(change=OperationChanged(operation=now)))
     return told

@@ -16,7 +16,7 @@ from gpumodd.core.facts import InspectFact
 from gpumodd.core.operations import Kind
 from gpumodd.core.planner import Plan, plan
 from gpumodd.core.problems import Reason
-from gpumodd.core.specs import OnFailure
+from gpumodd.core.specs import ModeSpec, OnFailure
 from gpumodd.core.state import State
 
 PASSED_BY_FORCE = frozenset({"vram_insufficient", "vram_unknown", "ram_insufficient", "quiesce_active"})
@@ -53,6 +53,18 @@ def for_switch(state: State, event: SwitchRequested) -> Intent | Refusal:
         actor=event.actor,
         force=event.force,
         quiesce=event.quiesce,
+    )
+
+
+def for_services(state: State, target: str, services: tuple[str, ...]) -> Intent:
+    """The intent to have exactly these services, as a mode would: for simulations."""
+    mode = ModeSpec(id=target, services=services)
+    specs = state.catalog.services
+    return Intent(
+        kind=Kind.SWITCH,
+        target=target,
+        wish=lambda before: wishes.after_switch(before, mode, specs),
+        on_failure=state.catalog.policy.on_failure,
     )
 
 

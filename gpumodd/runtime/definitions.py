@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from gpumodd.core.specs import Catalog
 from gpumodd.drivers.api import ProbeSpec, UnitFile
@@ -13,9 +12,9 @@ class Definitions:
     """One valid configuration. `device_env` gives, per service, the environment that pins it to devices."""
 
     catalog: Catalog = field(default_factory=Catalog)
-    unit_files: Mapping[str, UnitFile] = MappingProxyType({})
-    probes: Mapping[str, ProbeSpec | None] = MappingProxyType({})
-    device_env: Mapping[str, Callable[[tuple[str, ...]], Mapping[str, str]]] = MappingProxyType({})
+    unit_files: Mapping[str, UnitFile] = field(default_factory=dict)
+    probes: Mapping[str, ProbeSpec | None] = field(default_factory=dict)
+    device_env: Mapping[str, Callable[[tuple[str, ...]], Mapping[str, str]]] = field(default_factory=dict)
 
     def environment(self, service: str, devices: tuple[str, ...]) -> Mapping[str, str]:
         """The environment that pins a service to these devices; empty when it uses none."""

@@ -13,7 +13,6 @@ import structlog
 from gpumodd.core import effects as fx
 from gpumodd.core import events as ev
 from gpumodd.ports import JobResult, PortError, Units
-from gpumodd.runtime.bus import Bus
 from gpumodd.runtime.definitions import Definitions
 from gpumodd.runtime.inspect import Inspector
 from gpumodd.runtime.loop import Loop
@@ -37,7 +36,7 @@ class Dispatcher:
         devices: DeviceWatcher,
         inspector: Inspector,
         memory: Memory,
-        bus: Bus,
+        announce: Callable[[fx.Announce], None],
         loop: Loop,
         definitions: Callable[[], Definitions],
     ) -> None:
@@ -45,7 +44,7 @@ class Dispatcher:
         self._devices = devices
         self._inspector = inspector
         self._memory = memory
-        self._bus = bus
+        self._announce = announce
         self._loop = loop
         self._definitions = definitions
         self._send, self._receive = anyio.create_memory_object_stream[tuple[fx.Effect, ...]](BATCHES)
@@ -71,7 +70,7 @@ class Dispatcher:
                 case fx.Reply():
                     self._loop.answer(effect)
                 case fx.Announce():
-                    self._bus.publish(self._loop.now(), effect.topic, effect.data)
+                    self._announce(effect)
                 case fx.SampleDevices():
                     self._devices.now()
                 case fx.StartUnit():
@@ -124,7 +123,7 @@ class Dispatcher:
                 case fx.Reply():
                     self._loop.answer(effect)
                 case fx.Announce():
-                    self._bus.publish(now, effect.topic, effect.data)
+                    self._announce(effect)
                 case fx.SampleDevices():
                     self._devices.now()
                 case fx.Inspect():

@@ -42,6 +42,7 @@ class Loop:
         self._waiting: dict[int, Waiting] = {}
         self._next_request = 1
         self._ended: dict[str, anyio.Event] = {}
+        self.observed_units = False  # a complete list of units, or the word that there is none, has come in
         self.progress = 0  # batches handled: the watchdog's proof of life
 
     # -- in ---------------------------------------------------------------------------------------------------
@@ -110,6 +111,9 @@ class Loop:
 
     def _handle(self, batch: list[ev.Event]) -> None:
         self.progress += 1
+        self.observed_units |= any(
+            isinstance(e, ev.UnitsLost) or (isinstance(e, ev.UnitsObserved) and e.complete) for e in batch
+        )
         effects = self.engine.handle(*batch)
         if effects:
             self.submit(effects)

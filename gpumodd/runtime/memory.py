@@ -27,6 +27,7 @@ class _StoredSnapshot:
     boot_id: str
     epoch: float  # wall-clock time at boot time zero
     snapshot: Snapshot
+    units_backend: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ class Memory:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
+        self.units_backend = ""  # decided once, at the first start: it must never flip by itself
 
     @property
     def _epoch(self) -> float:
@@ -78,6 +80,7 @@ class Memory:
                     hint="move state.db aside; services that run are adopted, the mode has to be chosen anew",
                 ) from None
             snapshot = stored.snapshot
+            self.units_backend = stored.units_backend
             same_boot = stored.boot_id == self._clock.boot_id()
         return ev.Recovered(
             at=self._clock.boottime(),

@@ -1,0 +1,349 @@
+"""Views: the core's state as the wire shows it. The only translator between the two; it decides nothing."""
+
+import datetime
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from gpumodd.core import conditions, world
+from gpumodd.core import effects as fx
+from gpumodd.core.engine import Engine
+from gpumodd.core.facts import DeviceFact
+from gpumodd.core.ledger import Budget
+from gpumodd.core.operations import Operation, PlannedStep, StepState, Verb
+from gpumodd.core.operations import Step as CoreStep
+from gpumodd.core.phase import Phase
+from gpumodd.core.planner import Plan
+from gpumodd.core.problems import Problem, Reason
+from gpumodd.core.specs import ModeSpec, ServiceSpec
+from gpumodd.core.state import State, Track
+from gpumodd.ports import Clock
+from gpumodd.wire import types as t
+
+AROUND = frozenset({Phase.STARTING, Phase.LOADING, Phase.READY, Phase.DEGRADED, Phase.SLEEPING, Phase.WAKING})
+
+
+class Views:
+    """Reads the engine's state. The whole status is kept encoded until something in it changes."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._status_key: object = None
+        self._status = msgspec.Raw()
+
+    @property
+    def state(self) -> State:
+        """The engine's state, for reading."""
+        return self._engine.state
+
+    # -- time -------------------------------------------------------------------------------------------------
+
+    def time(self, at: float) -> str:
+        """A boot-clock time as RFC 3339 in UTC, to the millisecond."""
+        moment = datetime.datetime.fromtimestamp(at + self._clock.wall() - self._clock.boottime(), datetime.UTC)
+        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+    def time_or_none(self, at: float | None) -> str | None:
+        """The same for a time that may not have come."""
+        return None if at is None else self.time(at)
+
+    # -- the whole --------------------------------------------------------------------------------------------
+
+    def status_encoded(self) -> msgspec.Raw:
+        """status.get's result; the same bytes until the state changes."""
+        fact = self.state.devices
+        key = (self._engine.generation, fact.at if fact is not None else None)
+        if key != self._status_key:
+            self._status = msgspec.Raw(msgspec.json.encode(self.status()))
+            self._status_key = key
+        return self._status
+
+    def status(self) -> t.Status:
+        """Everything at once."""
+        state = self.state
+        running = state.active_operations()
+        found = conditions.problems(state)
+        return t.Status(
+            mode=state.reached_mode,
+            desired_mode=state.desired.mode,
+            state=conditions.standing(state),  # type: ignore[arg-type]
+            devices=self.devices(),
+            services=self._services(found),
+            operation=self.operation(running[-1]) if running else None,
+            problems=[self.problem(p) for p in found],
+        )
+
+    def problem(self, problem: Problem) -> t.Problem:
+        """One condition."""
+        return t.Problem(
+            code=problem.code,
+            message=problem.message,
+            hint=problem.hint,
+            service=problem.service,
+            device=problem.device,
+            since=self.time(problem.since),
+            details=dict(problem.details),
+        )
+
+    # -- devices ----------------------------------------------------------------------------------------------
+
+    def devices(self) -> list[t.Device]:
+        """All devices, by index."""
+        budgets = world.budgets(self.state)
+        fact = self.state.devices
+        shown = [self._device(d, budgets) for d in (fact.devices if fact is not None else ())]
+        return sorted(shown, key=lambda d: d.index)
+
+    def _device(self, device: DeviceFact, budgets: Mapping[str, Budget]) -> t.Device:
+        budget = budgets.get(device.uuid)
+        return t.Device(
+            uuid=device.uuid,
+            index=device.index,
+            name=device.name,
+            total_mib=device.total_mib,
+            used_mib=device.used_mib,
+            foreign_mib=budget.foreign_mib if budget else 0,
+            committed_mib=budget.committed_mib if budget else 0,
+            free_mib=max(0, device.total_mib - device.used_mib),
+            sampled_at=self.time(device.at),
+            reserve_mib=self.state.catalog.policy.vram_reserve_mib,
+            stale=bool(budget and budget.trouble == "telemetry_stale"),
+            processes=[
+                t.DeviceProcess(pid=p.pid, used_mib=p.used_mib, service=p.service, name=p.name)
+                for p in sorted(device.processes, key=lambda p: p.pid)
+            ],
+        )
+
+    # -- services ---------------------------------------------------------------------------------------------
+
+    def services(self) -> list[t.Service]:
+        """All configured services, and units that run without being configured."""
+        return self._services(conditions.problems(self.state))
+
+    def _services(self, found: list[Problem]) -> list[t.Service]:
+        first: dict[str, Problem] = {}
+        for problem in found:
+            if problem.service is not None:
+                first.setdefault(problem.service, problem)
+        return [self._service(s, first.get(s)) for s in self.service_ids()]
+
+    def service_ids(self) -> list[str]:
+        """The ids of everything that is shown as a service, sorted."""
+        state = self.state
+        orphans = {
+            s for s, track in state.tracks.items() if not track.gone or world.phase_of(state, s) is Phase.RELEASING
+        }
+        return sorted({*state.catalog.services, *orphans})
+
+    def service(self, service: str) -> t.Service:
+        """One service."""
+        track = self.state.tracks.get(service) or Track()
+        desired = service in self.state.desired.services(self.state.catalog.services)
+        found = conditions.of_service(self.state, service, track, desired=desired)
+        return self._service(service, found[0] if found else None)
+
+    def _service(self, service: str, problem: Problem | None) -> t.Service:
+        state = self.state
+        spec = state.catalog.services.get(service) or ServiceSpec(id=service, name=service, driver="")
+        track = state.tracks.get(service) or Track(since=state.started_at)
+        phase = world.phase_of(state, service)
+        mode = next((c.services for c in state.desired.claims if c.kind == "mode"), ())
+        observed = [seen.services[service] for seen in state.attribution.values() if service in seen.services]
+        return t.Service(
+            id=service,
+            name=spec.name or service,
+            driver=spec.driver,
+            model=spec.model,
+            phase=phase.value,
+            aliases=list(spec.aliases),
+            depends_on=list(spec.depends_on),
+            mode_member=service in mode,
+            unit=f"gpumod-{service}.service",
+            pid=track.unit.main_pid if track.unit is not None and not track.unit.gone else None,
+            port=spec.port,
+            devices=list(track.devices) if phase in AROUND or not track.gone else [],
+            vram_mib=spec.vram_mib,
+            vram_source=spec.vram_source.value if spec.vram_mib is not None else None,
+            vram_observed_mib=sum(observed) if observed else None,
+            sleep_level=None,
+            since=self.time(track.since),
+            problem=self.problem(problem) if problem is not None else None,
+        )
+
+    def explanation(self, service: str) -> t.Explanation:
+        """Why a service is as it is, with its recent story, oldest first."""
+        why, changes = conditions.explain(self.state, service)
+        track = self.state.tracks.get(service) or Track()
+        return t.Explanation(
+            id=service,
+            phase=world.phase_of(self.state, service).value,
+            why=why,
+            would_change=changes,
+            story=[t.StoryEntry(at=self.time(moment.at), text=moment.text) for moment in track.story],
+        )
+
+    # -- modes ------------------------------------------------------------------------------------------------
+
+    def modes(self) -> list[t.Mode]:
+        """All modes, by id."""
+        return [self.mode(mode) for _, mode in sorted(self.state.catalog.modes.items())]
+
+    def mode(self, mode: ModeSpec) -> t.Mode:
+        """One mode; `vram_mib` is the sum of its members' figures, null when one of them is not known."""
+        specs = self.state.catalog.services
+        sizes = [specs[s].vram_mib for s in mode.services if s in specs]
+        known = [mib for mib in sizes if mib is not None]
+        return t.Mode(
+            id=mode.id,
+            name=mode.name or mode.id,
+            description=mode.description,
+            services=list(mode.services),
+            vram_mib=sum(known) if len(known) == len(sizes) else None,
+            active=self.state.reached_mode == mode.id,
+        )
+
+    # -- operations -------------------------------------------------------------------------------------------
+
+    def operation(self, op: Operation) -> t.Operation:
+        """One operation with its steps."""
+        end = op.finished_at if op.finished_at is not None else self._clock.boottime()
+        return t.Operation(
+            id=op.id,
+            kind=op.kind.value,
+            target=op.target,
+            state=op.state.value,
+            started=list(op.done(Verb.START)),
+            woken=list(op.done(Verb.WAKE)),
+            stopped=list(op.done(Verb.STOP)),
+            slept=list(op.done(Verb.SLEEP)),
+            kept=sorted(op.kept),
+            steps=[self.step(step) for step in op.steps],
+            error=self._error(op),
+            created_at=self.time(op.created_at),
+            finished_at=self.time_or_none(op.finished_at),
+            seconds=round(max(0.0, end - op.created_at), 3),
+            forced=op.force,
+            why=f"asked by {op.actor}" if op.actor else "",
+        )
+
+    def _error(self, op: Operation) -> t.OperationError | None:
+        if op.failure is None:
+            return None
+        reason = op.failure.reason
+        details = {**reason.details, **op.details}
+        if reason.service:
+            details["service"] = reason.service
+        return t.OperationError(
+            code=reason.code, message=reason.message, hint=reason.hint, details=details, log=list(op.failure.log)
+        )
+
+    def step(self, step: CoreStep) -> t.Step:
+        """One step."""
+        error = None
+        if step.error:
+            error = t.OperationError(code="failed", message=step.error)
+        return t.Step(
+            id=step.id,
+            verb=step.verb.value,
+            service=step.service or None,
+            after=list(step.after),
+            state=step.state.value,
+            why=step.why,
+            started_at=self.time_or_none(step.started_at),
+            finished_at=self.time_or_none(step.finished_at),
+            error=error,
+        )
+
+    # -- events -----------------------------------------------------------------------------------------------
+
+    def event(self, announced: fx.Announce) -> tuple[str, dict[str, object]]:
+        """An announcement as a topic and JSON-ready data."""
+        match announced.change:
+            case fx.PhaseChanged() as change:
+                return "service", {"service": change.service, "from": change.before, "to": change.now}
+            case fx.StepChanged() as change:
+                data = _of_operation(change.operation)
+                return "operation", {**data, "step": msgspec.to_builtins(self.step(change.step))}
+            case fx.OperationChanged() as change:
+                data = _of_operation(change.operation)
+                error = self._error(change.operation)
+                return "operation", {**data, "error": msgspec.to_builtins(error)} if error else data
+
+    # -- simulation -------------------------------------------------------------------------------------------
+
+    def simulation(
+        self, mode: str | None, services: Iterable[str], proposed: Plan, blocked: list[Reason]
+    ) -> t.Simulation:
+        """What a plan leads to, per device and step by step."""
+        return t.Simulation(
+            fits=not blocked and all(f.headroom_mib >= 0 for f in proposed.forecast),
+            devices=self._forecast(proposed),
+            services=[self._simulated(s, proposed) for s in services],
+            steps=planned_steps(proposed.steps),
+            blocked=[reason(r) for r in blocked],
+            alternatives=[],
+            mode=mode,
+        )
+
+    def _forecast(self, proposed: Plan) -> list[t.SimulationDevice]:
+        budgets = world.budgets(self.state)
+        return [
+            t.SimulationDevice(
+                uuid=f.uuid,
+                total_mib=f.total_mib,
+                needed_mib=f.needed_mib,
+                headroom_mib=f.headroom_mib,
+                index=budgets[f.uuid].index,
+                name=budgets[f.uuid].name,
+                reserve_mib=budgets[f.uuid].reserve_mib,
+                foreign_mib=budgets[f.uuid].foreign_mib,
+            )
+            for f in proposed.forecast
+        ]
+
+    def _simulated(self, service: str, proposed: Plan) -> t.SimulationService:
+        spec = self.state.catalog.services[service]
+        track = self.state.tracks.get(service) or Track()
+        return t.SimulationService(
+            id=service,
+            name=spec.name or service,
+            driver=spec.driver,
+            vram_mib=spec.vram_mib,
+            vram_source=spec.vram_source.value if spec.vram_mib is not None else None,
+            devices=list(proposed.placements.get(service, track.devices)),
+            phase=world.phase_of(self.state, service).value,
+        )
+
+
+def _of_operation(op: Operation) -> dict[str, object]:
+    return {"operation": op.id, "kind": op.kind.value, "target": op.target, "state": op.state.value}
+
+
+def reason(why: Reason) -> t.Reason:
+    """One thing that stands in the way."""
+    return t.Reason(
+        code=why.code,
+        message=why.message,
+        hint=why.hint,
+        service=why.service,
+        device=why.device,
+        details=dict(why.details),
+    )
+
+
+def planned_steps(steps: Iterable[PlannedStep]) -> list[t.Step]:
+    """A plan's steps, numbered as an operation would number them."""
+    planned = list(steps)
+    ids = {step.key: str(number) for number, step in enumerate(planned, 1)}
+    return [
+        t.Step(
+            id=ids[step.key],
+            verb=step.verb.value,
+            service=step.service,
+            after=[ids[key] for key in step.after if key in ids],
+            state=StepState.RUNNING.value if step.in_flight else StepState.PENDING.value,
+            why=step.why,
+        )
+        for step in planned
+    ]

@@ -1,0 +1,250 @@
+"""Conditions: how things stand as a whole, what is wrong, and why a service is as it is. Pure queries."""
+
+from gpumodd.core import world
+from gpumodd.core.facts import Answer, DeviceFact
+from gpumodd.core.phase import Phase
+from gpumodd.core.planner import plan
+from gpumodd.core.problems import Problem
+from gpumodd.core.specs import ServiceSpec
+from gpumodd.core.state import State, Track
+
+AT_REST = frozenset({Phase.STOPPED, Phase.FAILED, Phase.BACKOFF})
+
+
+def standing(state: State) -> str:
+    """switching, converged, blocked or degraded."""
+    if state.active_operations():
+        return "switching"
+    desired = state.desired.services(state.catalog.services)
+    lacking = {s for s in desired if world.phase_of(state, s) not in (Phase.READY, Phase.SLEEPING)}
+    others = {s for s in state.tracks if s not in desired and world.phase_of(state, s) not in AT_REST}
+    if not lacking and not others and not state.windows and not state.units_lost:
+        return "converged"
+    if lacking and not others and _only_outside_helps(state, lacking):
+        return "blocked"
+    return "degraded"
+
+
+def _only_outside_helps(state: State, lacking: set[str]) -> bool:
+    proposed = plan(world.plan_input(state, state.desired))
+    stuck = {r.service for r in proposed.blocked if r.code != "telemetry_stale"}
+    return bool(stuck) and lacking <= stuck
+
+
+# -- problems -------------------------------------------------------------------------------------------------
+
+
+def problems(state: State) -> list[Problem]:
+    """Everything a person should know about now: the machine's first, then each service's, by id."""
+    found = [*_of_machine(state)]
+    for device in state.devices.devices if state.devices is not None else ():
+        found += _of_device(state, device)
+    desired = state.desired.services(state.catalog.services)
+    for service, track in sorted(state.tracks.items()):
+        found += of_service(state, service, track, desired=service in desired)
+    return found
+
+
+def _of_machine(state: State) -> list[Problem]:
+    found: list[Problem] = []
+    since = state.started_at
+    if state.units_lost:
+        found.append(
+            Problem(
+                code="units_unreachable",
+                message=f"the service manager does not answer: {state.units_lost}",
+                hint="`systemctl --user status` shows whether the user manager runs; nothing is started meanwhile",
+                since=since,
+            )
+        )
+    if state.unsaved:
+        found.append(
+            Problem(
+                code="state_unwritable",
+                message=f"the state file cannot be written: {state.unsaved}",
+                hint="make room or mend the permissions of the state directory; nothing new is begun meanwhile",
+                since=since,
+            )
+        )
+    fact = state.devices
+    if fact is not None and fact.error:
+        silent = fact.backend == "none"
+        found.append(
+            Problem(
+                code="no_devices" if silent else "devices_unreadable",
+                message=fact.error,
+                hint="without a driver, device memory is not watched" if silent else "no service is started meanwhile",
+                since=fact.at,
+            )
+        )
+    return found
+
+
+def _of_device(state: State, device: DeviceFact) -> list[Problem]:
+    found: list[Problem] = []
+    seen = state.attribution.get(device.uuid)
+    if device.lost:
+        found.append(
+            Problem(
+                code="device_lost",
+                message=f"{device.name} (device {device.index}) cannot be used: {device.lost}",
+                hint="`nvidia-smi` and the kernel's log say more; a driver reset or a reboot brings it back",
+                since=device.at,
+                device=device.uuid,
+            )
+        )
+    if seen is not None and seen.guessed:
+        found.append(
+            Problem(
+                code="process_memory_unknown",
+                message=f"the driver does not say what {', '.join(sorted(seen.guessed))} hold on {device.name}",
+                hint="usual in WSL and some containers: the figures of these services are taken from the device's sum",
+                since=device.at,
+                device=device.uuid,
+            )
+        )
+    budget = world.budgets(state).get(device.uuid)
+    if budget is not None and budget.committed_mib > budget.capacity_mib:
+        found.append(
+            Problem(
+                code="overcommitted",
+                message=(
+                    f"services may take {budget.committed_mib} MiB on {device.name},"
+                    f" {max(0, budget.capacity_mib)} MiB are theirs to take"
+                ),
+                hint="stop one of them, or end what else holds memory there",
+                since=device.at,
+                device=device.uuid,
+                details={"committed_mib": budget.committed_mib, "capacity_mib": budget.capacity_mib},
+            )
+        )
+    return found
+
+
+def of_service(state: State, service: str, track: Track, *, desired: bool) -> list[Problem]:
+    """What is wrong with one service."""
+    spec = state.catalog.services.get(service)
+    phase = world.phase_of(state, service)
+    found: list[Problem] = []
+
+    def add(code: str, message: str, hint: str, **details: object) -> None:
+        since = track.failed_at if track.failed_at is not None else track.since
+        found.append(Problem(code=code, message=message, hint=hint, since=since, service=service, details=details))
+
+    if track.failure is not None:
+        reason = track.failure
+        add(reason.code, reason.message, reason.hint, **reason.details)
+    if track.gave_up:
+        hint = f"see `gpumodctl service logs {service}`; a switch or `gpumodctl service start {service}` tries again"
+        add("gave_up", f"{service} failed {max(1, track.failures)} times and is left alone", hint)
+    if track.stopped_outside and desired:
+        hint = f"`gpumodctl service start {service}` or a switch starts it again"
+        add("stopped_outside", f"{service} was stopped without gpumodd and is left alone", hint)
+    if phase not in AT_REST and not desired and not _leaving(state, service):
+        hint = f"`gpumodctl service stop {service}` or a switch ends it"
+        add("orphan_running", f"{service} runs although nothing asked for it", hint)
+    if phase is Phase.DEGRADED and track.probe is not None:
+        hint = f"see `gpumodctl service logs {service}`; a switch to the same mode restarts it"
+        add("unhealthy", f"{service} answers its health probe badly: {track.probe.answer}", hint)
+    if track.probe is not None and track.probe.answer is Answer.STRANGER and phase is Phase.LOADING and spec:
+        hint = "end that program, or give the service another port"
+        add("port_conflict", f"a stranger answers on port {spec.port} of {service}", hint, port=spec.port)
+    found += _of_definition(service, track, spec, phase)
+    return found
+
+
+def _of_definition(service: str, track: Track, spec: ServiceSpec | None, phase: Phase) -> list[Problem]:
+    found: list[Problem] = []
+    running = phase in (Phase.LOADING, Phase.READY, Phase.DEGRADED)
+    if spec is not None and running and track.fingerprint and track.fingerprint != spec.fingerprint:
+        found.append(
+            Problem(
+                code="definition_changed",
+                message=f"{service} still runs with the configuration it was started with",
+                hint=f"`gpumodctl service restart {service}` takes the new one over",
+                since=track.since,
+                service=service,
+            )
+        )
+    declared = spec.vram_mib if spec is not None else None
+    if declared and running and track.peak_mib > declared * 1.1 + 64:
+        found.append(
+            Problem(
+                code="vram_above_declared",
+                message=f"{service} was seen to hold {track.peak_mib} MiB, {declared} MiB are declared",
+                hint=f"set `vram_mib: {track.peak_mib}` in services/{service}.yaml",
+                since=track.since,
+                service=service,
+                details={"peak_mib": track.peak_mib, "declared_mib": declared},
+            )
+        )
+    return found
+
+
+def _leaving(state: State, service: str) -> bool:
+    if world.phase_of(state, service) in (Phase.STOPPING, Phase.RELEASING):
+        return True
+    return any(op.covers(service) for op in state.active_operations())
+
+
+# -- explain --------------------------------------------------------------------------------------------------
+
+_WHY: dict[Phase, str] = {
+    Phase.STOPPED: "no process of it runs",
+    Phase.STARTING: "its unit is on the way up",
+    Phase.LOADING: "its process runs, its health does not answer yet",
+    Phase.READY: "it runs and answers",
+    Phase.DEGRADED: "it runs, but its health answers badly",
+    Phase.SLEEPING: "it runs and has given its memory back",
+    Phase.WAKING: "it is taking its memory again",
+    Phase.STOPPING: "it was asked to end and has not yet",
+    Phase.RELEASING: "its process is gone, its memory is not back yet",
+    Phase.BACKOFF: "it ended by itself and will be started again",
+    Phase.FAILED: "it went wrong and is left alone",
+    Phase.UNKNOWN: "the service manager cannot say",
+}
+
+
+def explain(state: State, service: str) -> tuple[str, list[str]]:
+    """Why a service is in its phase, and what would change that."""
+    track = state.tracks.get(service) or Track()
+    phase = world.phase_of(state, service)
+    desired = service in state.desired.services(state.catalog.services)
+    why = _WHY[phase]
+    if phase is Phase.READY and state.catalog.services.get(service) is not None and track.probe is None:
+        why = "its unit is active, and it has no port that could be asked"
+    if phase is Phase.LOADING and track.probe is not None:
+        why += f"; last answer: {track.probe.answer}" + (f" {track.probe.status}" if track.probe.status else "")
+    if phase is Phase.BACKOFF and track.backoff_until is not None:
+        why += f" in {max(0.0, track.backoff_until - state.at):.1f} s"
+    if track.failure is not None:
+        why += f"; {track.failure.message}"
+    return f"{why}; {_wish(state, service, desired=desired)}", _changes(state, service, phase, desired=desired)
+
+
+def _wish(state: State, service: str, *, desired: bool) -> str:
+    if service in state.desired.stopped:
+        return "a person stopped it"
+    if not desired:
+        return "nothing asks for it"
+    owners = [f"{c.kind} {c.owner}" for c in state.desired.claims if service in c.services]
+    return "it is wanted by " + (", ".join(owners) if owners else "what depends on it")
+
+
+def _changes(state: State, service: str, phase: Phase, *, desired: bool) -> list[str]:
+    modes = [m.id for m in state.catalog.modes.values() if service in m.services]
+    if phase in (Phase.STOPPED, Phase.FAILED, Phase.BACKOFF):
+        found = [f"`gpumodctl service start {service}` starts it"]
+        return found + [f"`gpumodctl switch {mode}` starts it with its mode" for mode in sorted(modes)]
+    found = [f"`gpumodctl service stop {service}` ends it"]
+    if phase in (Phase.LOADING, Phase.STARTING):
+        spec = state.catalog.services.get(service)
+        track = state.tracks.get(service)
+        if spec is not None and track is not None and track.started_at is not None:
+            left = track.started_at + spec.startup_timeout_s - state.at
+            found.append(f"its health answering makes it ready; in {max(0.0, left):.0f} s it counts as failed")
+    if phase is Phase.DEGRADED:
+        found.append(f"`gpumodctl service restart {service}` starts it anew")
+    if desired:
+        found.append("a switch to a mode without it ends it")
+    return found
