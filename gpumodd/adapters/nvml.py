@@ -73,6 +73,8 @@ class NvmlDevices:
     ) -> None:
         self._timeout_s = timeout_s
         self._pci = pci
+        self._display: list[Path] = []
+        self._look_again_at = 0.0
         self._session = _Session(first_retry_s)
         self._requests: queue.SimpleQueue[Future[DevicesFact] | None] = queue.SimpleQueue()
         self._current: Future[DevicesFact] | None = None
@@ -93,11 +95,15 @@ class NvmlDevices:
         return self._session.stale(f"cannot read the GPUs: NVML has not answered for {self._timeout_s:g} s")
 
     def asleep(self) -> bool:
-        states = [
-            _word(device / "power/runtime_status")
-            for device in (self._pci.iterdir() if self._pci.is_dir() else ())
-            if _word(device / "vendor") == "0x10de" and _word(device / "class").startswith("0x03")
-        ]
+        now = time.monotonic()
+        if now >= self._look_again_at:  # a look at every PCI device, dozens of them: not at every sample
+            self._look_again_at = now + 10
+            self._display = [
+                device
+                for device in (self._pci.iterdir() if self._pci.is_dir() else ())
+                if _word(device / "vendor") == "0x10de" and _word(device / "class").startswith("0x03")
+            ]
+        states = [_word(device / "power/runtime_status") for device in self._display]
         return bool(states) and all(state == "suspended" for state in states)
 
     def close(self) -> None:

@@ -304,13 +304,13 @@ def gpu(pci: Path, name: str, *, vendor: str = "0x10de", kind: str = "0x030000",
 
 
 def test_asleep_when_every_nvidia_gpu_is(tmp_path):
-    devices = NvmlDevices(pci=tmp_path)
-    assert not devices.asleep(), "no GPU sleeps"
+    assert not NvmlDevices(pci=tmp_path).asleep(), "no GPU sleeps"
     gpu(tmp_path, "0000:00:02.0", vendor="0x8086", status="active")
     gpu(tmp_path, "0000:01:00.1", kind="0x040300", status="active")  # the GPU's sound device
-    assert not devices.asleep()
+    assert not NvmlDevices(pci=tmp_path).asleep()
     gpu(tmp_path, "0000:01:00.0")
     gpu(tmp_path, "0000:02:00.0", kind="0x030200")
+    devices = NvmlDevices(pci=tmp_path)
     assert devices.asleep()
     (tmp_path / "0000:02:00.0/power/runtime_status").write_text("active\n")
     assert not devices.asleep()

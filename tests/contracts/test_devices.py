@@ -250,5 +250,6 @@ async def test_no_devices_has_none():
     devices = NoDevices()
     fact = await devices.sample()
     assert (fact.backend, fact.devices, fact.error) == ("none", (), "")
+    assert (await NoDevices("no driver").sample()).error == "no driver"
     assert not devices.asleep()
     devices.close()
