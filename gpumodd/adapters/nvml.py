@@ -34,7 +34,6 @@ DISCONNECTED = (
     pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND,
     pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH,
-    pynvml.NVML_ERROR_UNKNOWN,
 )
 HINTS = {
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "is the NVIDIA driver installed?",
@@ -68,9 +67,12 @@ class NvmlDevices:
         self,
         *,
         timeout_s: float = 1.0,
+        first_timeout_s: float = 4.0,
         first_retry_s: float = 1.0,
         pci: Path = Path("/sys/bus/pci/devices"),
     ) -> None:
+        # Waking GPUs that no one uses takes the driver seconds, when persistence mode is off.
+        self._limit_s = max(timeout_s, first_timeout_s)
         self._timeout_s = timeout_s
         self._pci = pci
         self._display: list[Path] = []
@@ -83,6 +85,7 @@ class NvmlDevices:
 
     async def sample(self) -> DevicesFact:
         if self._current is None or self._current.done():
+            self._limit_s = self._limit_s if self._current is None else self._timeout_s
             self._current = Future()
             # A running future cannot be cancelled: a caller that gives up takes nothing from the thread.
             self._current.set_running_or_notify_cancel()
@@ -90,9 +93,9 @@ class NvmlDevices:
             self._asked = time.monotonic()
             self._start()
         # Whoever comes while a call is stuck waits only for what is left of its time.
-        with anyio.move_on_after(self._asked + self._timeout_s - time.monotonic()):
+        with anyio.move_on_after(self._asked + self._limit_s - time.monotonic()):
             return await asyncio.wrap_future(self._current)
-        return self._session.stale(f"cannot read the GPUs: NVML has not answered for {self._timeout_s:g} s")
+        return self._session.stale(f"cannot read the GPUs: NVML has not answered for {self._limit_s:g} s")
 
     def asleep(self) -> bool:
         now = time.monotonic()
@@ -138,6 +141,7 @@ class _Session:
         self._retry_s = 0.0
         self._retry_at = 0.0
         self._connected = False
+        self._fresh = False  # connected for this very sample
         self._error = ""
         self._gpus: list[_Gpu] = []
         self._unreachable: dict[int, str] = {}
@@ -179,13 +183,14 @@ class _Session:
 
     def _ready(self) -> bool:
         """Connect, anew if it is time to: a lost GPU too comes back only with a new connection."""
+        self._fresh = False
         if self._retry_s and time.monotonic() >= self._retry_at:
             self.disconnect()
         if not self._connected:
             if self._retry_s and time.monotonic() < self._retry_at:
                 return False
             pynvml.nvmlInit()
-            self._connected = True
+            self._connected = self._fresh = True
             self._error = ""
             self._identify()
         elif pynvml.nvmlDeviceGetCount() != self._count:
@@ -236,6 +241,7 @@ class _Session:
                 devices[gpu.uuid] = self._device(gpu, at)
             except (pynvml.NVMLError, _Implausible) as error:
                 _raise_if_disconnected(error)
+                self._reconnect_once(gpu, error)
                 devices[gpu.uuid] = self._lost(gpu, _why(error), at)
         for uuid, last in self._last.items():
             if uuid not in devices:
@@ -243,6 +249,14 @@ class _Session:
                 devices[uuid] = replace(last, lost=why)
         self._forget_names(devices)
         return devices
+
+    def _reconnect_once(self, gpu: _Gpu, error: Exception) -> None:
+        """UNKNOWN is what a reloaded driver says to an old connection, and a broken GPU to every one."""
+        if not isinstance(error, pynvml.NVMLError) or error.value != pynvml.NVML_ERROR_UNKNOWN:
+            return
+        last = self._last.get(gpu.uuid)
+        if last is not None and not last.lost and not self._fresh:
+            raise error
 
     def _device(self, gpu: _Gpu, at: float) -> DeviceFact:
         memory = pynvml.nvmlDeviceGetMemoryInfo(gpu.handle)

@@ -38,7 +38,8 @@ def pid() -> Iterator[int]:
 
 
 def on_stub(table: DeviceTable, *flags: str, timeout_s: float = 10, **options: object) -> NvmlOnStub:
-    return NvmlOnStub(table.path, *flags, timeout_s=timeout_s, first_retry_s=0.02, **options)
+    options = {"timeout_s": timeout_s, "first_timeout_s": timeout_s, "first_retry_s": 0.02} | options
+    return NvmlOnStub(table.path, *flags, **options)
 
 
 def one(fact: DevicesFact, uuid: str = A) -> DeviceFact:
@@ -109,6 +110,35 @@ async def test_a_driver_that_was_reloaded_is_connected_anew(table, code):
         assert "is its kernel module loaded?" in fact.error
         table.set_faults()
         assert one(await until(devices, well)).at > one(good).at
+
+
+async def test_a_gpu_that_is_broken_in_unknown_ways_leaves_the_other(table):
+    """UNKNOWN may also mean a reloaded driver, so it connects anew first; then it is that GPU's problem."""
+    async with on_stub(table) as devices:
+        await devices.sample()
+        table.set_faults((A, MEMORY, UNKNOWN))
+        assert (await devices.sample()).error
+        fact = await until(devices, lambda fact: not fact.error)
+        for _ in range(20):
+            assert "Unknown Error" in one(fact).lost
+            assert (one(fact, B).lost, one(fact, B).at) == ("", fact.at)
+            fact = await devices.sample()
+            assert not fact.error
+        table.set_faults()
+        await until(devices, well)
+
+
+async def test_the_first_connection_may_take_longer(table):
+    table.set_faults(("*", INIT, "hang"))
+    async with NvmlOnStub(table.path, timeout_s=0.05, first_timeout_s=20) as devices:
+        first = asyncio.create_task(devices.sample())
+        await asyncio.sleep(0.3)
+        assert not first.done()
+        table.set_faults()
+        assert well(await first)
+        table.set_faults(("*", MEMORY, "hang"))
+        await until(devices, lambda fact: "has not answered for 0.05 s" in fact.error)
+        table.set_faults()
 
 
 async def test_a_failing_driver_is_asked_less_and_less(table):
