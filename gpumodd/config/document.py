@@ -78,7 +78,9 @@ class Document:
 
     def origin(self, place: Place) -> str:
         """The file, or what stands in for it, that says what is at this place."""
-        return next((name for top, name in self.origins.items() if place[: len(top)] == top), self.file)
+        while place and place not in self.origins:
+            place = place[:-1]
+        return self.origins.get(place, self.file)
 
 
 class Unreadable(Exception):

@@ -68,14 +68,16 @@ def merge(base: Document, found: Iterable[Override]) -> Document:
             inner = node.get(str(step))
             node[str(step)] = dict(inner) if isinstance(inner, dict) else {}
             node = node[str(step)]
-            marks.setdefault(here[:depth], Mark())
+            if not isinstance(inner, dict):
+                marks[here[:depth]] = keys[here[:depth]] = Mark()
+                origins[here[:depth]] = f"${override.variable}"
         node[str(here[-1])] = override.document.value
         marks.update({(*here, *place): mark for place, mark in override.document.marks.items()})
         keys.update({(*here, *place): mark for place, mark in override.document.keys.items()})
         raw.pop(here, None)
         raw.update({(*here, *place): text for place, text in override.document.raw.items()})
         keys[here] = Mark()
-        origins = {here: f"${override.variable}"} | origins  # the nearest first
+        origins[here] = f"${override.variable}"
     return replace(base, value=value, marks=marks, keys=keys, raw=raw, origins=origins)
 
 

@@ -338,7 +338,8 @@ def _one_vram_key(where: Document) -> tuple[Document, list[ConfigProblem]]:
     if not isinstance(value, dict) or "vram_mb" not in value:
         return where, []
     if "vram_mib" in value:
-        return where, [problem_at(where, ("vram_mb",), "vram_mb and vram_mib are the same key: keep one", key=True)]
+        problem = problem_at(where, ("vram_mb",), "vram_mb and vram_mib are the same key: keep one", key=True)
+        return replace(where, value={key: item for key, item in value.items() if key != "vram_mb"}), [problem]
     renamed = {("vram_mib" if key == "vram_mb" else key): item for key, item in value.items()}
     marks = {**where.marks, ("vram_mib",): where.mark(("vram_mb",))}
     return replace(where, value=renamed, marks=marks), []

@@ -54,7 +54,7 @@ def _argument(value: Any) -> str:
     if not isinstance(value, str):
         raise PydanticCustomError("string_type", "text is needed")
     if len(value.encode()) > MAX_ARGUMENT:
-        raise PydanticCustomError("too_long", "Linux passes at most 128 KiB in one argument or variable")
+        raise PydanticCustomError("argument_too_long", "Linux passes at most 128 KiB in one argument or variable")
     return value
 
 
@@ -64,6 +64,7 @@ Word = Annotated[str, PlainValidator(_one_word), _TEXT]
 Argument = Annotated[str, PlainValidator(_argument), WithJsonSchema({"type": ["string", "number", "boolean"]})]
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,254}$")]
 UrlPath = Annotated[str, StringConstraints(pattern=r"^/[!-~]{0,1023}$")]
+FilePath = Annotated[str, Field(min_length=1, max_length=4096)]
 Mib = Annotated[int, Field(ge=0, le=MAX_MIB)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Pause = Annotated[float, Field(ge=0, le=86_400)]
@@ -96,7 +97,7 @@ class DevicesSection(Section):
     backend: Literal["auto", "nvml", "amdgpu", "simulated", "none"] = Field(
         default="auto", description="what reads the devices; `auto` without a driver is `none`, with a problem"
     )
-    table: Word | None = Field(
+    table: FilePath | None = Field(
         default=None, description="the device table of `simulated`; one in the state directory when absent"
     )
 
@@ -130,7 +131,7 @@ class FastApiSection(Section):
 class DockerSection(Section):
     """Where the container daemon listens."""
 
-    socket: Word = Field(default="auto", description="path of the daemon's socket")
+    socket: FilePath = Field(default="auto", description="path of the daemon's socket")
 
 
 class PluginSection(BaseModel):

@@ -103,9 +103,8 @@ def _leaves(value: Mapping[str, Any], place: Place = ()) -> Iterator[tuple[Place
 
 
 def _source(main: Document, place: Place) -> str:
-    origin = main.origin(place)
-    if origin != main.file:
+    if place not in main.marks:
+        return "default"
+    if (origin := main.origin(place)) != main.file:
         return f"environment {origin.removeprefix('$')}"
-    if place in main.marks:
-        return f"{main.file}:{main.marks[place].line}:{main.marks[place].column}"
-    return "default"
+    return f"{main.file}:{main.marks[place].line}:{main.marks[place].column}"

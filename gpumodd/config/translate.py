@@ -16,6 +16,8 @@ from gpumodd.drivers.api import Driver, DriverContext, DriverError, ProbeSpec, U
 
 T = TypeVar("T")
 
+_BUG = "this is a bug in the driver"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runnable:
@@ -77,7 +79,10 @@ def runnable(
     """What the driver makes of the service, or what it has against it."""
     spec = service(model)
     try:
-        if problems := list(_asked(driver, "check", lambda: driver.check(spec, options))):
+        problems: list[Any] = _asked(driver, "check", lambda: list(driver.check(spec, options)))
+        if not all(isinstance(problem, DriverError) for problem in problems):
+            raise DriverError(f"driver {driver.name} failed: check gave no problems", field="driver", hint=_BUG)
+        if problems:
             return None, problems
         unit = _asked(
             driver,
@@ -117,7 +122,7 @@ def _asked(driver: Driver, question: str, ask: Callable[[], T]) -> T:
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         message = f"driver {driver.name} failed in {question}: {type(error).__name__}: {reason}"
-        raise DriverError(message, field="driver", hint="this is a bug in the driver") from None
+        raise DriverError(message, field="driver", hint=_BUG) from None
 
 
 def _judge(driver: Driver, spec: ServiceSpec, unit: Any, probe: Any, file: Any) -> None:
@@ -135,5 +140,4 @@ def _judge(driver: Driver, spec: ServiceSpec, unit: Any, probe: Any, file: Any) 
     elif file is not None and not str(file).startswith("/"):
         wrong = "requires_file gave no absolute path"
     if wrong:
-        hint = "this is a bug in the driver"
-        raise DriverError(f"driver {driver.name} failed: {wrong}", field="driver", hint=hint)
+        raise DriverError(f"driver {driver.name} failed: {wrong}", field="driver", hint=_BUG)

@@ -109,7 +109,18 @@ def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
 
 def _validated(kind: type[M], value: object) -> Any:
     # Through JSON, because its strict rules are YAML's: a list is a tuple, a mapping a dataclass, "8" no number.
-    return _adapter(kind).validate_json(json.dumps({} if value is None else value), strict=True)
+    return _adapter(kind).validate_json(json.dumps(_said(kind, value)), strict=True)
+
+
+def _said(kind: type[Any], value: Any) -> Any:
+    """A key with nothing behind it says nothing: what people leave of a section whose keys they comment out."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not issubclass(kind, BaseModel):
+        return value
+    inner = {name: info.annotation for name, info in kind.model_fields.items()}
+    sections = {name: kind for name, kind in inner.items() if isinstance(kind, type) and issubclass(kind, BaseModel)}
+    return {k: _said(sections[k], v) if k in sections else v for k, v in value.items() if v is not None}
 
 
 def _rewritten(value: Any, place: Place, written: set[Place], document: Document) -> Any:
