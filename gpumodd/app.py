@@ -275,7 +275,7 @@ class _Shell:
             await self._devices.post_sample()
             await seen.wait()
         self.loop.after_batch.remove(look)
-        await self.loop.post(ev.ObservationCompleted(at=self.loop.now()))
+        await self.loop.handled(ev.ObservationCompleted(at=self.loop.now()))
 
     async def _signals(self) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
@@ -314,7 +314,7 @@ class _Shell:
         self._renderer.loaded = loaded
         await self._units.apply(loaded.unit_files)
         self._definitions = definitions_of(loaded)
-        await self.loop.post(ev.CatalogLoaded(at=self.loop.now(), catalog=loaded.catalog))
+        await self.loop.handled(ev.CatalogLoaded(at=self.loop.now(), catalog=loaded.catalog))
         result = _difference(before, loaded.catalog)
         self._bus.publish(self.loop.now(), "config", msgspec.to_builtins(result))
         if restart_changed:

@@ -40,6 +40,7 @@ class Loop:
         self.after_batch: list[Callable[[], None]] = []
         self._send, self._receive = anyio.create_memory_object_stream[ev.Event](QUEUE)
         self._waiting: dict[int, Waiting] = {}
+        self._handled: dict[int, anyio.Event] = {}
         self._next_request = 1
         self._ended: dict[str, anyio.Event] = {}
         self.observed_units = False  # a complete list of units, or the word that there is none, has come in
@@ -58,6 +59,12 @@ class Loop:
     def post_nowait(self, event: ev.Event) -> None:
         """Queue an event from synchronous code; a full queue is a bug of ours and raises."""
         self._send.send_nowait(event)
+
+    async def handled(self, event: ev.Event) -> None:
+        """Queue an event and wait until the engine has taken it."""
+        done = self._handled[id(event)] = anyio.Event()
+        await self.post(event)
+        await done.wait()
 
     async def request(self, make: Callable[[int], ev.Request]) -> fx.Reply:
         """Post a request and wait for its one reply."""
@@ -117,6 +124,8 @@ class Loop:
         effects = self.engine.handle(*batch)
         if effects:
             self.submit(effects)
+        for done in [self._handled.pop(id(e)) for e in batch if id(e) in self._handled]:
+            done.set()
         for operation in [o for o in self._ended if not self._open(o)]:
             self._ended.pop(operation).set()
         for react in self.after_batch:
