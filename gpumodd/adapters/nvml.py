@@ -103,7 +103,7 @@ class NvmlDevices:
             self._look_again_at = now + 10
             self._display = [
                 device
-                for device in (self._pci.iterdir() if self._pci.is_dir() else ())
+                for device in _entries(self._pci)
                 if _word(device / "vendor") == "0x10de" and _word(device / "class").startswith("0x03")
             ]
         states = [_word(device / "power/runtime_status") for device in self._display]
@@ -368,6 +368,13 @@ def _why(error: Exception) -> str:
 
 def _sorted(devices: dict[str, DeviceFact]) -> tuple[DeviceFact, ...]:
     return tuple(sorted(devices.values(), key=lambda d: (d.index, d.uuid)))
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
 
 
 def _word(path: Path) -> str:

@@ -352,6 +352,7 @@ def test_garbled_sysfs_is_awake(tmp_path, content):
     (tmp_path / "0000:01:00.0/power/runtime_status").write_bytes(content)
     assert not NvmlDevices(pci=tmp_path).asleep()
     assert not NvmlDevices(pci=tmp_path / "missing").asleep()
+    assert not NvmlDevices(pci=tmp_path / "0000:01:00.0/vendor").asleep()
 
 
 async def test_nobody_is_woken_without_being_asked(table):
