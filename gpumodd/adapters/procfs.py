@@ -37,6 +37,10 @@ def alive(pid: int) -> bool:
     return fields is not None and fields[0] not in "ZX"
 
 
+def lists_children() -> bool:
+    return (PROC / "thread-self/children").exists()
+
+
 def children(pid: int) -> list[int]:
     """The children of all its threads."""
     found: list[int] = []

@@ -56,9 +56,12 @@ class UnitState:
         invocation = bytes(properties.get("InvocationID", b"")).hex()
         job = int((properties.get("Job") or (0, "/"))[0])
         main_pid = int(properties.get("MainPID", 0)) or None
-        if active is Active.INACTIVE and main_pid:
-            invocation, main_pid = "", None  # a start in the making: the next change tells of the new run
         before = self.fact
+        if active in GONE and main_pid:
+            # A start in the making: the next change tells of the new run.
+            invocation, main_pid = "", None
+            if before is not None:
+                return before
         new_run = bool(invocation) and (before is None or before.invocation != invocation)
         if new_run:
             self.start_job = job if continuous or active is Active.ACTIVATING else 0
