@@ -97,5 +97,8 @@ def run(args: list[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return exits.INTERRUPTED
     except (msgspec.MsgspecError, OSError) as error:
-        invocation.note(f"gpumodctl: {error}")
+        invocation.note(f"gpumodctl: cannot go on: {getattr(error, 'strerror', None) or error}")
+        return exits.FAILED
+    except Exception as error:
+        invocation.note(f"gpumodctl: made a mistake, please report it: {type(error).__name__}: {error}")
         return exits.FAILED

@@ -44,9 +44,10 @@ class Refused(Exception):
 def answer_timeout_s() -> float:
     """How long a query may take; $GPUMODCTL_TIMEOUT_S overrides it."""
     try:
-        return float(os.environ.get("GPUMODCTL_TIMEOUT_S", "")) or ANSWER_S
+        chosen = float(os.environ.get("GPUMODCTL_TIMEOUT_S", ""))
     except ValueError:
         return ANSWER_S
+    return chosen if 0 < chosen < 86400 else ANSWER_S
 
 
 class Client:

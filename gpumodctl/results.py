@@ -30,6 +30,14 @@ def show_steps(invocation: Invocation, steps: Sequence[Step]) -> None:
     )
 
 
+def show_forecast(invocation: Invocation, steps: Sequence[Step]) -> None:
+    """Steps that nobody has begun."""
+    invocation.table(
+        ("Step", "Verb", "Service", "After", "Why"),
+        [(step.id, step.verb, step.service or step.device, " ".join(step.after) or None, step.why) for step in steps],
+    )
+
+
 def show_operations(invocation: Invocation, operations: Sequence[Operation]) -> None:
     """Operations as a table."""
     invocation.table(
@@ -77,7 +85,7 @@ def show_simulation(invocation: Invocation, simulation: Simulation) -> None:
     )
     if simulation.steps:
         invocation.say("", "Steps:")
-        show_steps(invocation, simulation.steps)
+        show_forecast(invocation, simulation.steps)
     if simulation.blocked:
         invocation.say("", "Blocked by:")
         for reason in simulation.blocked:

@@ -104,8 +104,8 @@ class _View:
         now = time.monotonic()
         if step.state == "running":
             self._began.setdefault(step.id, now)
-        elif step.state != "pending":
-            self._lasted[step.id] = now - self._began.get(step.id, now)
+        elif step.id in self._began:
+            self._lasted.setdefault(step.id, now - self._began[step.id])
         if not self.redraws and not self._invocation.json and (before is None or before.state != step.state):
             after = f" ({duration(self._lasted[step.id])})" if step.id in self._lasted else ""
             self._invocation.note(f"{_title(step)}: {step.state}{after}")

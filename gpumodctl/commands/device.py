@@ -23,11 +23,11 @@ def list_(invocation: Invocation) -> None:
         invocation.say("There are no devices.")
         return
     invocation.table(
-        ("GPU", "Name", "Total", "Used", "Free", "Committed", "Foreign"),
+        ("GPU", "Name", "Total (MiB)", "Used", "Free", "Committed", "Foreign"),
         [(d.index, d.name, d.total_mib, d.used_mib, d.free_mib, d.committed_mib, d.foreign_mib) for d in devices],
         numbers=(0, 2, 3, 4, 5, 6),
     )
-    invocation.say("(MiB)", "")
+    invocation.say("")
     invocation.say(*(text.cut(text.clean(f"GPU {d.index}  {d.uuid}"), invocation.out.columns) for d in devices))
     processes = [
         (d.index, process.pid, process.service or "(foreign)", process.name, process.used_mib)
@@ -36,4 +36,4 @@ def list_(invocation: Invocation) -> None:
     ]
     if processes:
         invocation.say("")
-        invocation.table(("GPU", "PID", "Service", "Program", "Used"), processes, numbers=(0, 1, 4))
+        invocation.table(("GPU", "PID", "Service", "Program", "Used (MiB)"), processes, numbers=(0, 1, 4))

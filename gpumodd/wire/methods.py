@@ -61,6 +61,7 @@ class IdParams(_Params, kw_only=True):
 class ServiceActionParams(_Params, kw_only=True):
     id: Ref
     wait: bool = False
+    progress: bool = False
     force: bool = False
 
 

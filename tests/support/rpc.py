@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.from_thread
 
 from gpumodd.api.connection import Handler, Limits
 from gpumodd.api.dispatch import Identity
@@ -82,3 +83,13 @@ async def connected(path: Path) -> AsyncIterator[Peer]:
         writer.close()
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
+
+
+@contextlib.contextmanager
+def served(path: Path, handlers: Mapping[str, Handler], *, limits: Limits | None = None) -> Iterator[Server]:
+    """The same server on a thread of its own, for tests whose client is a process."""
+    with (
+        anyio.from_thread.start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(serving(path, handlers, limits=limits)) as server,
+    ):
+        yield server

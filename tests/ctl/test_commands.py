@@ -1,0 +1,243 @@
+"""What each command prints, for people and for programs."""
+
+import json
+import subprocess
+import sys
+
+import anyio
+import msgspec
+import pytest
+
+from gpumodctl.text import width
+from gpumodd.api.connection import Reply
+from tests.ctl.conftest import environment
+from tests.support import machine as m
+from tests.support.rpc import served
+
+QUERIES = {
+    "status": m.STATUS,
+    "mode list": m.MODES,
+    "mode show rag": m.MODES[1],
+    "mode status": m.MODES[1],
+    "service list": m.SERVICES,
+    "service show embed": m.SERVICES[0],
+    "service status whisper": m.SERVICES[2],
+    "device list": [m.DEVICE],
+    "operation show 7": m.switched(),
+    "operation list": [m.switched(), m.switched("rolled_back")],
+    "operation cancel 7": m.switched(),
+    "operation wait 7": m.switched(),
+    "simulate rag": m.SIMULATION,
+    "mode simulate rag": m.SIMULATION,
+    "switch rag": m.switched(),
+    "mode switch rag": m.switched(),
+    "switch rag --no-wait": m.switched("running"),
+}
+OTHERS = [
+    "simulate big",
+    "mode show blank",
+    "mode create new vllm-embedding whisper --name New",
+    "mode delete rag",
+    "service logs whisper",
+    "service explain whisper",
+    "service start whisper",
+    "service stop whisper",
+    "events -n 3",
+    "reload",
+    "check",
+    "version",
+    "operation show 8",
+    "operation wait 8",
+    "switch big",
+    "switch fragile",
+]
+
+
+@pytest.mark.parametrize("line", QUERIES)
+@pytest.mark.parametrize("place", ["before", "behind"])
+def test_json_is_the_result_of_the_method(ctl, line, place):
+    result = ctl("--json", *line.split()) if place == "before" else ctl(*line.split(), "--json")
+    assert result.returncode == 0
+    assert result.stderr == ""
+    assert json.loads(result.stdout) == msgspec.to_builtins(QUERIES[line])
+
+
+@pytest.mark.parametrize("line", [*QUERIES, *OTHERS])
+@pytest.mark.parametrize("columns", [None, "40"])
+def test_no_line_is_wider_than_the_terminal(ctl, line, columns):
+    result = ctl(*line.split(), **({"COLUMNS": columns} if columns else {}))
+    limit = int(columns or 80)
+    # Logs, places, versions and verdicts are never cut.
+    prose = ("services/", "2026-", "gpumodd ", "line ", "redover", "Fits:", "Does not fit:", "Reloaded:")
+    for shown in result.stdout.splitlines():
+        assert width(shown) <= limit or shown.startswith(prose), shown
+    assert "\x1b" not in result.stdout + result.stderr
+    assert "\u202e" not in result.stdout + result.stderr
+
+
+def test_status(ctl):
+    out = ctl("status").stdout
+    assert out.startswith("Mode:   rag\nState:  degraded\n")
+    assert "GPU 0  NVIDIA GeForce RTX 4090  ███░░░░░░░░░░░░░  5230 / 24564 MiB\n" in out
+    assert "vllm-embedding 4900 MiB, foreign 330 MiB" in out
+    assert "port_conflict (vllm-embedding-code): cannot tell\n    hint: stop nginx" in out
+
+
+def test_status_on_an_ascii_terminal(ctl):
+    out = ctl("status", PYTHONIOENCODING="ascii", PYTHONUTF8="0").stdout
+    assert out.isascii()
+    assert "###............." in out
+
+
+def test_mode_list(ctl):
+    head, blank, rag = ctl("mode", "list").stdout.splitlines()
+    assert head.split("  ")[0] == "ID"
+    assert [word.strip() for word in head.split("  ") if word.strip()] == [
+        "ID",
+        "Name",
+        "Description",
+        "Total VRAM (MiB)",
+    ]
+    assert blank.split()[0] == "blank"
+    assert blank.split()[-1] == "0"
+    assert rag.split()[0] == "rag"
+    assert rag.split()[-1] == "7500"
+    assert "…" in rag
+
+
+def test_mode_status(ctl):
+    out = ctl("mode", "status").stdout
+    for label in ("Active Mode: rag", "Name:        RAG", "Description: dual", "Services:    vllm-embedding, vllm-"):
+        assert label in out
+    assert "Total VRAM:  7500 MiB" in out
+
+
+def test_simulate_opens_with_the_verdict(ctl):
+    lines = ctl("simulate", "rag").stdout.splitlines()
+    assert lines[0] == "Fits: 7500 / 24564 MiB (headroom: 17064 MiB)"
+    assert lines[2].split("  ")[0] == "ID"
+    assert lines[2].split() == ["ID", "Name", "Driver", "VRAM", "(MiB)"]
+    assert lines[3].split() == ["vllm-embedding", "Embedding", "vllm", "5000"]
+
+
+def test_simulate_of_what_does_not_fit(ctl):
+    result = ctl("simulate", "big")
+    lines = result.stdout.splitlines()
+    assert lines[0] == "GPU 0 RTX 4090:"
+    assert lines[1] == "Does not fit: 30000 / 24564 MiB (headroom: -6278 MiB)"
+    assert lines[2].strip() == "less reserve 512 MiB, foreign 330 MiB"
+    assert lines[3:5] == ["GPU 1 RTX A400:", "Fits: 0 / 4094 MiB (headroom: 4094 MiB)"]
+    assert "vram_insufficient: giant needs 30000 MiB" in result.stdout
+    assert "without giant it fits" in result.stdout
+    assert result.returncode == 4
+
+
+def test_switch_shows_only_the_blocks_that_have_something(ctl):
+    result = ctl("switch", "rag")
+    assert result.stdout == (
+        "Mode rag is active. (3.2 s)\nStarted:\n  vllm-embedding\nStopped:\n  whisper\nKept:\n  vllm-embedding-code\n"
+    )
+    assert result.stderr == "stop whisper: done\nstart vllm-embedding: done\nwait ready vllm-embedding: done\n"
+
+
+def test_switch_without_waiting(ctl):
+    result = ctl("switch", "rag", "--no-wait")
+    assert result.stdout == "Operation 7 has begun.\n"
+    assert "gpumodctl operation wait 7" in result.stderr
+
+
+def test_logs_cannot_touch_the_terminal(ctl):
+    assert ctl("service", "logs", "whisper", "-n", "2").stdout == "line 99\nredover evil\n"
+
+
+def test_events_are_lines(ctl):
+    lines = ctl("events", "-n", "3").stdout.splitlines()
+    assert len(lines) == 3
+    assert lines[0].split() == ["2026-01-02T03:04:05Z", "1", "service", "service=whisper", "phase=ready", "cursor=1"]
+    documents = [json.loads(line) for line in ctl("events", "-n", "3", "--json").stdout.splitlines()]
+    assert [event["cursor"] for event in documents] == [1, 2, 3]
+
+
+def test_reload_tells_what_changed_and_what_is_wrong(ctl):
+    result = ctl("reload", "--restart-changed")
+    assert result.stdout.startswith("Reloaded: 1 added, 1 changed, 0 removed, 2 unchanged.\n")
+    assert "Restarted:\n  b" in result.stdout
+    assert result.stderr == "services/x.yaml:3:1: port: cannot read 'x'\n"
+    assert result.returncode == 1
+
+
+def test_check_lists_problems(ctl):
+    result = ctl("check")
+    assert result.stdout == "services/x.yaml:3:1: port: cannot read 'x'\n"
+    assert result.returncode == 1
+
+
+def test_version_of_both(ctl, tmp_path):
+    from gpumodd import __version__
+
+    assert ctl("version").stdout.splitlines()[0] == f"gpumodctl {__version__}"
+    assert "gpumodd 1.2.3 (pid 4711" in ctl("version").stdout
+    assert ctl("--version").stdout == f"gpumodctl {__version__}\n"
+    away = ctl("version", "--socket", str(tmp_path / "none"))
+    assert (away.returncode, away.stdout) == (0, f"gpumodctl {__version__}\ngpumodd not reachable\n")
+    assert json.loads(ctl("version", "--json", "--socket", str(tmp_path / "none")).stdout)["gpumodd"] is None
+
+
+def test_options_reach_the_method(ctl):
+    refusal = ctl("service", "restart", "whisper", "--force", "--json")
+    assert refusal.returncode == 4
+    created = ctl("mode", "create", "new", "a", "b", "--name", "N", "--description", "D", "--json").stdout
+    assert json.loads(created) == {
+        "id": "new",
+        "name": "N",
+        "description": "D",
+        "services": ["a", "b"],
+        "vram_mib": None,
+        "active": False,
+    }
+
+
+def test_help_names_what_there_is_and_nothing_else(ctl):
+    result = ctl("--help")
+    assert result.returncode == 0
+    commands = {line.split()[0] for line in result.stdout.split("Commands:\n")[1].split("\n\n")[0].splitlines()}
+    assert commands == {
+        "status",
+        "switch",
+        "simulate",
+        "mode",
+        "service",
+        "device",
+        "operation",
+        "events",
+        "reload",
+        "check",
+        "version",
+        "completion",
+    }
+    words = ctl("service", "--help").stdout.split("Commands:\n")[1].split()
+    assert "sleep" not in words
+    assert "wake" not in words
+
+
+def test_watch_shows_the_status_again_when_something_happens(tmp_path):
+    async def tick(session):
+        while session.notify("event", {"cursor": 1, "at": "", "topic": "mode"}):
+            await anyio.sleep(0.02)
+
+    handlers = m.HANDLERS | {"events.subscribe": lambda session, _p: Reply({}, then=lambda: tick(session))}
+    with (
+        served(tmp_path / "s", handlers),
+        subprocess.Popen(
+            [sys.executable, "-m", "gpumodctl", "status", "--watch", "--json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(GPUMODD_SOCKET=str(tmp_path / "s")),
+        ) as watching,
+    ):
+        for _ in range(2):
+            assert json.loads(watching.stdout.readline())["mode"] == "rag"
+        watching.stdout.close()  # like `| head -2`: it ends by itself, quietly
+        assert watching.wait(timeout=20) == 0
+        assert watching.stderr.read() == ""
