@@ -7,7 +7,6 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import anyio
 import anyio.abc
@@ -23,8 +22,8 @@ from gpumodd.adapters.lock import DaemonLock
 from gpumodd.adapters.no_devices import NoDevices
 from gpumodd.adapters.notify import SystemdNotifier
 from gpumodd.adapters.nvml import NvmlDevices
-
-ProcessUnits: Any = None
+from gpumodd.adapters.nvml import installed as nvml_installed
+from gpumodd.adapters.process import ProcessUnits
 from gpumodd.adapters.simulated import SimulatedDevices
 from gpumodd.adapters.sqlite import SqliteStore
 from gpumodd.adapters.systemd import SystemdUnits
@@ -127,7 +126,7 @@ async def _units(
     """The backend that runs services. `auto` is decided once and remembered: it must never flip by itself."""
     wanted = loaded.settings.units.backend
     systemd = SystemdUnits(renderer, clock, unit_dir=places.units, environment_dir=places.state / "environment")
-    process = None
+    process = ProcessUnits(clock, folder=places.state / "processes")
     if wanted == "auto":
         wanted = memory.units_backend or ("process" if systemd.needs() else "systemd")  # type: ignore[assignment]
     if wanted == "systemd" and systemd.needs() and memory.units_backend != "systemd":
@@ -153,12 +152,8 @@ async def _devices(loaded: Loaded, places: Places) -> Devices:
         case "nvml":
             return NvmlDevices()
         case "auto":
-            nvml = NvmlDevices()
-            fact = await nvml.sample()
-            if fact.devices or not fact.error:
-                return nvml
-            nvml.close()
-            return NoDevices(f"no GPU is watched: {fact.error}")
+            # A driver that is there but in trouble is watched all the same: it may come back.
+            return NvmlDevices() if nvml_installed() else NoDevices("no GPU is watched: no NVIDIA driver was found")
         case "amdgpu":
             return NoDevices("no GPU is watched: the amdgpu backend is not built yet in this version")
         case _:

@@ -403,12 +403,14 @@ class Engine:
             active = self.state.active_operations()
             if not active:
                 return
+            if self._fail_operations():
+                continue
             self._drop_done_restarts()
             proposed = self._plan()
             for op in self.state.active_operations():
                 mine = [s for s in proposed.steps if op.covers(s.service)]
                 self._put(operations.merge(op, mine, over=self._over, at=self.state.at))
-            if self._fail_operations(proposed) or self._dispatch(proposed) or self._end_operations(proposed):
+            if self._fail_blocked(proposed) or self._dispatch(proposed) or self._end_operations(proposed):
                 continue
             return
         raise AssertionError("the plan does not settle")
@@ -491,7 +493,7 @@ class Engine:
 
     # -- how operations end -----------------------------------------------------------------------------------
 
-    def _fail_operations(self, proposed: Plan) -> bool:
+    def _fail_operations(self) -> bool:
         """Act on the first service that went wrong under an operation's hands."""
         for op in self.state.active_operations():
             for service in sorted(self.state.tracks):
@@ -499,6 +501,11 @@ class Engine:
                 if reason is not None:
                     self._fail(op, service, reason)
                     return True
+        return False
+
+    def _fail_blocked(self, proposed: Plan) -> bool:
+        """Act on an operation that could not go on for too long."""
+        for op in self.state.active_operations():
             reason = outcomes.blocked_too_long(self.state, op, proposed)
             if reason is not None:
                 self._fail(op, reason.service or "", reason)

@@ -250,9 +250,7 @@ class ModelServer:
         except (ValueError, LookupError, TypeError):
             return json_reply(400, {"error": {"message": "cannot read messages from the body", "code": 400}})
         if not self.loaded.is_set() or self.asleep:
-            return json_reply(
-                503, {"error": {"message": "asleep" if self.asleep else "loading model", "code": 503}}
-            )
+            return json_reply(503, {"error": {"message": "asleep" if self.asleep else "loading model", "code": 503}})
         words = f"{self.options.name} heard: {said}".split(" ")
         if asked.get("stream"):
             return Reply(200, self._stream(words), "text/event-stream")

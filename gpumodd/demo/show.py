@@ -92,11 +92,11 @@ def _prove(stage: "Stage") -> int:
     operations: list[dict[str, Any]] = stage.ask("operation", "list")
     status: dict[str, Any] = stage.ask("status")
     stage.say("What happened, newest first:")
-    print(f"  {'operation':<15}{'ended':<13}{'seconds':>8}  {'stopped':<30}started")
+    print(f"  {'operation':<15}{'ended':<13}{'seconds':>7}  {'stopped':<21}started")
     for op in operations:
         name = f"{op['kind']} {op['target']}"
         stopped, started = ", ".join(op["stopped"]) or "-", ", ".join(op["started"]) or "-"
-        print(f"  {name:<15}{op['state']:<13}{op['seconds']:>8.2f}  {stopped:<30}{started}")
+        print(f"  {name:<15}{op['state']:<13}{op['seconds']:>7.2f}  {_fit(stopped):<21}{_fit(started)}")
     table = DeviceTable(stage.root / "devices.table").read()
     device = next(iter(table.devices))
     ready = sorted(s["id"] for s in status["services"] if s["phase"] == "ready")
@@ -116,6 +116,10 @@ def _prove(stage: "Stage") -> int:
     for what, value, good in facts:
         print(f"  {'ok  ' if good else 'BAD '}{what:<32}{value}")
     return 0 if all(good for _, _, good in facts) else 1
+
+
+def _fit(text: str, width: int = 20) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 # -- the stage ------------------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -124,12 +124,12 @@ class Daemon:
         }
         return env | nvml_stub.environment(self.root / "devices.table") if self.nvml else env
 
-    def popen(self, argv: Sequence[str], **kw: Any) -> "subprocess.Popen[Any]":
+    def popen(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, **kw: Any) -> "subprocess.Popen[Any]":
         """Start a program where the daemon lives."""
         if self.box is not None:
-            return self.box.popen(argv, env=self.env, **kw)
+            return self.box.popen(argv, env=self.env | (env or {}), **kw)
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("GPUMODD_", "XDG_", "DBUS_"))}
-        return subprocess.Popen(list(argv), env=clean | self.env, **kw)
+        return subprocess.Popen(list(argv), env=clean | self.env | (env or {}), **kw)
 
     def start(self, *, wait: bool = True) -> Self:
         devices: dict[str, Any] = (
@@ -178,7 +178,7 @@ class Daemon:
             self._end_units()
         if self.process is not None and self.process.poll() is None:
             self.stop()
-        elif self.box is None and self.state.exists():
+        elif self.process is not None and self.process.returncode == -signal.SIGKILL and self.box is None:
             self.start()  # leftovers of a killed daemon are ended by the next one
             self.stop()
 
@@ -205,7 +205,8 @@ class Daemon:
         """Call a method on a connection of its own; an error reply raises RpcFailure."""
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(60)
-            sock.connect(str(self.socket))
+            with self._as_its_user():
+                sock.connect(str(self.socket))
             request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
             sock.sendall(json.dumps(request).encode() + b"\n")
             for line in sock.makefile("rb"):
@@ -215,6 +216,19 @@ class Daemon:
                         raise RpcFailure(reply["error"])
                     return reply["result"]
         raise ConnectionError("the daemon hung up")
+
+    @contextmanager
+    def _as_its_user(self) -> Iterator[None]:
+        """The daemon talks to its own user only; the kernel tells it who connects."""
+        uid = self.box.uid if self.box is not None else 0
+        if not uid:
+            yield
+            return
+        os.seteuid(uid)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
 
     def switch(self, mode: str, **params: Any) -> dict[str, Any]:
         """Switch and wait; returns the operation."""
@@ -233,15 +247,10 @@ class Daemon:
         self, *words: str, check: bool = True, env: Mapping[str, str] | None = None
     ) -> "subprocess.CompletedProcess[str]":
         """Run gpumodctl; with `check`, anything but exit 0 fails."""
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("GPUMODD_")}
-        done = subprocess.run(
-            [self.python, "-m", "gpumodctl", *words],
-            env=clean | self.env | (env or {}),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        argv = [self.python, "-m", "gpumodctl", *words]
+        with self.popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            out, err = process.communicate(timeout=60)
+        done = subprocess.CompletedProcess(argv, process.returncode, out, err)
         assert not check or done.returncode == 0, f"{words}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
