@@ -32,10 +32,7 @@ def create(directory: Path, id: str, *, name: str, description: str, services: S
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-            os.link(file.name, path)  # unlike a rename, this never replaces a file
-    except FileExistsError:
-        hint = "delete it first, or edit the file"
-        raise PortError("conflict", f"cannot create the mode {id}: {path} exists", hint=hint) from None
+            _put(Path(file.name), path, id)
     except OSError as error:
         raise PortError("not_writable", f"cannot write {path}: {reason(error)}") from None
     return path
@@ -51,6 +48,15 @@ def delete(directory: Path, id: str) -> Path:
     except OSError as error:
         raise PortError("not_writable", f"cannot remove {path}: {reason(error)}") from None
     return path
+
+
+def _put(file: Path, path: Path, id: str) -> None:
+    """Unlike a rename, a link never replaces a file that is there."""
+    try:
+        path.hardlink_to(file)
+    except FileExistsError:
+        hint = "delete it first, or edit the file"
+        raise PortError("conflict", f"cannot create the mode {id}: {path} exists", hint=hint) from None
 
 
 def _path(directory: Path, id: str) -> Path:

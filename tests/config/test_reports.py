@@ -1,0 +1,139 @@
+"""What people read: the report of `gpumodd check`, the reference, and the modes the daemon writes."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from gpumodd.config import modefile, reference
+from gpumodd.config.check import report
+from gpumodd.config.load import load
+from gpumodd.core.specs import ModeSpec
+from gpumodd.ports import PortError
+
+PAGE = Path(__file__).parents[2] / "docs/configuration.md"
+
+
+class TestCheck:
+    """The report."""
+
+    def test_nothing_wrong(self, tree):
+        tree.service("a").mode("m", "a")
+        assert report(tree.load()) == f"{tree.directory}: 1 service, 2 modes, 0 errors, 0 warnings\n"
+
+    def test_every_line_has_the_form(self, tree):
+        tree.service("a", port="x", nmae="y").service("b", driver="vllm", model="m", options="{}", env="{PATH: /x}")
+        tree.write("modes/m.yaml", "[").write("gpumodd.yaml", "policy: {drift: 1}\n")
+        *lines, summary = report(tree.load(GPUMODD_POLICY__X="1")).splitlines()
+        assert len(lines) == 6
+        for line in lines:
+            assert re.fullmatch(r"[^: ]+:\d+:\d+: [^ ]+: .+", line), line
+        assert f"{tree.directory}/services/a.yaml:5:7: port: " in "\n".join(lines)
+        assert lines[0].startswith("$GPUMODD_POLICY__X:1:1: policy.x: ")
+        assert summary.endswith("5 errors, 1 warning")
+
+    def test_verbose_names_every_source(self, tree):
+        tree.write("gpumodd.yaml", "policy:\n  vram_limit: 80%\n")
+        text = report(tree.load(GPUMODD_POLICY__QUIESCE_S="1.50"), verbose=True)
+        assert re.search(r"^policy\.vram_limit +80%  \(gpumodd\.yaml:2:15\)$", text, re.MULTILINE)
+        assert re.search(r"^policy\.quiesce_s +1\.5  \(environment GPUMODD_POLICY__QUIESCE_S\)$", text, re.MULTILINE)
+        assert re.search(r"^drivers\.vllm\.command +\[vllm, serve\]  \(default\)$", text, re.MULTILINE)
+        assert re.search(r"^policy\.restore_mode_at_start +true  \(default\)$", text, re.MULTILINE)
+        assert re.search(r"^devices\.table +null  \(default\)$", text, re.MULTILINE)
+
+    def test_no_directory(self, tmp_path):
+        text = report(load(tmp_path / "none", environ={}))
+        assert text.startswith(
+            f"{tmp_path}/none:1:1: .: there is no configuration directory (gpumodd init makes one)\n"
+        )
+
+
+class TestReference:
+    """docs/configuration.md tells the truth."""
+
+    def test_the_tables_are_up_to_date(self):
+        text = PAGE.read_text()
+        assert text == reference.updated(text), "run: python -m gpumodd.config.reference"
+
+    def test_every_key_is_in_it(self):
+        text = PAGE.read_text()
+        for key in ("policy.vram_limit", "drivers.vllm.command", "health.interval_s", "on_leave", "services"):
+            assert f"| `{key}` |" in text
+
+    def test_updating_twice_changes_nothing(self):
+        once = reference.updated(f"a\n{reference.BEGIN}\nlast year's\n{reference.END}\nb\n")
+        assert once.startswith("a\n")
+        assert once.endswith("\nb\n")
+        assert "last year's" not in once
+        assert reference.updated(once) == once
+
+    def test_the_problems_it_shows_are_real(self, tree):
+        """The example of the section Problems, made to happen."""
+        shown = re.search(r"```\n(services/vllm-chat\.yaml.*?)```", PAGE.read_text(), re.DOTALL)
+        assert shown
+        text = 'id: vllm-chat\ndriver: exec\noptions: {command: [/bin/true]}\n\nport: "8000"\n\nnmae: x\n'
+        tree.write("services/vllm-chat.yaml", text)
+        assert shown[1].splitlines() == tree.errors()
+
+    @pytest.mark.parametrize("number", [0, 1])
+    def test_the_templates_it_shows_work(self, tree, number):
+        source = re.findall(r"```jinja\n(.*?)```", PAGE.read_text(), re.DOTALL)[number]
+        tree.service("a").write("templates/unit.j2", source)
+        assert tree.load().problems == ()
+
+    def test_the_command_it_shows_works(self, tree):
+        assignment = re.search(r"GPUMODD_DRIVERS__VLLM__COMMAND='(.*?)'", PAGE.read_text())
+        assert assignment
+        loaded = tree.load(GPUMODD_DRIVERS__VLLM__COMMAND=assignment[1])
+        assert loaded.settings.drivers.vllm.command == ("/opt/vllm/bin/vllm", "serve")
+
+
+class TestModeFiles:
+    """What `mode.create` and `mode.delete` write and remove."""
+
+    def create(self, tree, id="night", name="", description="", services=()):
+        return modefile.create(tree.directory, id, name=name, description=description, services=services)
+
+    def test_what_was_written_loads(self, tree):
+        tree.service("a").service("b")
+        path = self.create(tree, name='N "x": #1', description="one\ntwo: [", services=["b", "a"])
+        assert path == tree.directory / "modes/night.yaml"
+        assert tree.load().problems == ()
+        mode = tree.load().catalog.modes["night"]
+        assert mode == ModeSpec(id="night", name='N "x": #1', description="one\ntwo: [", services=("b", "a"))
+        assert [file.name for file in path.parent.iterdir()] == ["night.yaml"]
+
+    def test_an_existing_mode_stays(self, tree):
+        tree.mode("night")
+        with pytest.raises(PortError, match="exists") as caught:
+            self.create(tree, services=["a"])
+        assert caught.value.code == "conflict"
+        assert tree.load().catalog.modes["night"].services == ()
+
+    def test_delete(self, tree):
+        self.create(tree)
+        modefile.delete(tree.directory, "night")
+        assert "night" not in tree.load().catalog.modes
+        with pytest.raises(PortError) as caught:
+            modefile.delete(tree.directory, "night")
+        assert caught.value.code == "not_found"
+
+    @pytest.mark.parametrize("id", ["../x", "a/b", "", "A", "a\n", "a" * 65, "\0"])
+    def test_ids_that_are_none(self, tree, id):
+        for call in (lambda: self.create(tree, id), lambda: modefile.delete(tree.directory, id)):
+            with pytest.raises(PortError) as caught:
+                call()
+            assert caught.value.code == "invalid_config"
+        assert list(tree.directory.rglob("*")) == []
+
+    def test_blank_stays_empty(self, tree):
+        with pytest.raises(PortError, match="blank"):
+            self.create(tree, "blank", services=["a"])
+        self.create(tree, "blank", name="Off")
+        assert tree.load().catalog.modes["blank"].name == "Off"
+
+    def test_a_folder_that_cannot_be_written(self, tree):
+        tree.write("modes", "a file")
+        with pytest.raises(PortError) as caught:
+            self.create(tree)
+        assert caught.value.code == "not_writable"
