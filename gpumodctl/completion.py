@@ -1,11 +1,14 @@
 """The ids a shell offers: asked from the daemon, quickly or not at all."""
 
+import re
+
 import click
 import msgspec
 
 from gpumodctl.client import Client, Refused, Unreachable
 from gpumodctl.invocation import Invocation
 
+_WORD = re.compile(r"[A-Za-z0-9_.:-]+")
 _PATIENCE_S = 0.3  # a person is waiting with a finger on the tab key
 
 
@@ -45,5 +48,5 @@ def _ids(ctx: click.Context, method: str, begun: str) -> list[str]:
             found = msgspec.json.decode(client.call(method), type=list[_Named])
     except (Refused, Unreachable, msgspec.DecodeError, RecursionError):
         return []
-    # A shell reads lines: an id that is no plain word has no place there.
-    return [item.id for item in found if item.id.startswith(begun) and item.id.isascii() and item.id.isprintable()]
+    # What is offered ends up on a command line: only plain words.
+    return [item.id for item in found if item.id.startswith(begun) and _WORD.fullmatch(item.id)]

@@ -108,12 +108,13 @@ def _show_fit(invocation: Invocation, device: SimulationDevice) -> None:
         for words, amount in (
             ("reserve", device.reserve_mib),
             ("foreign", device.foreign_mib),
-            ("other services", device.used_by_others_mib),
         )
         if amount
     ]
     if apart:
         invocation.say(f"  less {', '.join(apart)}")
+    if device.used_by_others_mib:
+        invocation.say(f"  {device.used_by_others_mib} MiB of it for services that stay")
 
 
 def show_devices(invocation: Invocation, devices: Iterable[Device]) -> None:

@@ -248,8 +248,11 @@ class Connection(asyncio.Protocol):
     def _deliver(self, answer: Answer) -> None:
         if answer.line:
             self.send(answer.line)
-        if answer.then is not None and not self._transport.is_closing():
+        if answer.then is not None:
+            # Begun even when the client is gone already, so that it can let go of what it holds.
             scope = anyio.CancelScope()
+            if self._transport.is_closing():
+                scope.cancel()
             self._running[scope] = Access.READ
             self._tasks.start_soon(self._follow, scope, answer.then)
 

@@ -56,7 +56,12 @@ class DeviceProcess(Struct, kw_only=True):
 
 
 class Device(Struct, kw_only=True):
-    """One GPU: what is used, by whom, and what the ledger has promised."""
+    """One GPU: what is used, by whom, and what the ledger has promised.
+
+    `foreign_mib` is what is used, less what belongs to services and what is still being released, whoever holds
+    it. `free_mib` is total less used. `committed_mib` is what services that run, load or release count for.
+    `reserve_mib` is never given to services. `stale` means that the device does not answer at the moment.
+    """
 
     uuid: str
     index: int
@@ -73,7 +78,13 @@ class Device(Struct, kw_only=True):
 
 
 class Service(Struct, kw_only=True):
-    """One managed model server and how it is."""
+    """One managed model server and how it is.
+
+    `phase` is derived from what was observed: `loading` is a unit that is active and not healthy yet,
+    `releasing` one that is gone while its memory is not back. `vram_mib` is what is reserved for it and
+    `vram_source` where that figure comes from; `vram_observed_mib` is what its processes hold now.
+    `mode_member` tells whether the mode last asked for names it. `devices` are the UUIDs it is placed on.
+    """
 
     id: str
     name: str
@@ -82,11 +93,11 @@ class Service(Struct, kw_only=True):
     phase: Phase
     aliases: list[str] = field(default_factory=list)
     depends_on: list[str] = field(default_factory=list)
-    mode_member: bool = False  # of the mode last asked for
+    mode_member: bool = False
     unit: str | None = None
     pid: int | None = None
     port: int | None = None
-    devices: list[str] = field(default_factory=list)  # UUIDs it is placed on
+    devices: list[str] = field(default_factory=list)
     vram_mib: int | None = None
     vram_source: VramSource | None = None
     vram_observed_mib: int | None = None
@@ -96,13 +107,13 @@ class Service(Struct, kw_only=True):
 
 
 class Mode(Struct, kw_only=True):
-    """A named set of services."""
+    """A named set of services. `vram_mib` is the members' sum, as far as it is known."""
 
     id: str
     name: str
     description: str
     services: list[str]
-    vram_mib: int | None  # the members' sum, as far as it is known
+    vram_mib: int | None
     active: bool
 
 
@@ -132,7 +143,11 @@ class Step(Struct, kw_only=True):
 
 
 class Operation(Struct, kw_only=True):
-    """A journalled run of a plan. `started` … `kept` are service ids, sorted."""
+    """A journalled run of a plan.
+
+    `started` … `kept` are service ids, sorted. `steps` stand in an order in which they may run. An operation that
+    was open when the daemon crashed goes on under its own id.
+    """
 
     id: str
     kind: OperationKind
@@ -164,7 +179,11 @@ class Reason(Struct, kw_only=True):
 
 
 class SimulationDevice(Struct, kw_only=True):
-    """headroom_mib = total_mib - reserve_mib - foreign_mib - needed_mib."""
+    """The forecast for one device.
+
+    `needed_mib` is the sum of the services on it. `headroom_mib` is total less reserve, foreign and needed.
+    `used_by_others_mib` is the part of needed that belongs to services outside the simulated set which stay.
+    """
 
     uuid: str
     total_mib: int
@@ -174,7 +193,7 @@ class SimulationDevice(Struct, kw_only=True):
     name: str = ""
     reserve_mib: int = 0
     foreign_mib: int = 0
-    used_by_others_mib: int = 0  # services outside the simulated set that stay (pinned, leased)
+    used_by_others_mib: int = 0
 
 
 class SimulationService(Struct, kw_only=True):
@@ -199,7 +218,7 @@ class Alternative(Struct, kw_only=True):
 
 
 class Simulation(Struct, kw_only=True):
-    """What a switch would do: the same planner, not dispatched."""
+    """What a switch would do: the same planner, not dispatched. It `fits` when no headroom is below 0."""
 
     fits: bool
     devices: list[SimulationDevice] = field(default_factory=list)
@@ -211,7 +230,15 @@ class Simulation(Struct, kw_only=True):
 
 
 class Status(Struct, kw_only=True):
-    """The whole truth in one answer."""
+    """The whole truth in one answer.
+
+    `operation` is the running one, else null. `desired_mode` is what was last asked for and not given up. `mode`
+    is the last mode reached in full: the old one while a switch runs, `blank` before the first, the previous one
+    after a rollback, null after a failed switch with `keep` or `stop`. `state` is `switching` while an operation
+    runs; else `converged` when every desired service is ready (or asleep where asked), nothing else managed runs
+    and no release is outstanding; `blocked` when only something outside can unblock it; else `degraded`. Past
+    failures, problems and foreign memory alone do not prevent `converged`.
+    """
 
     mode: str | None
     desired_mode: str | None
