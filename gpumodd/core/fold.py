@@ -148,12 +148,12 @@ def job_ended(state: State, track: Track, asked: ops.Asked) -> None:
 # -- probes ---------------------------------------------------------------------------------------------------
 
 
-def probe(state: State, fact: ProbeFact) -> None:
-    """Fold one answer into the streaks, and turn health when a streak is long enough."""
+def probe(state: State, fact: ProbeFact) -> bool:
+    """Fold one answer into the streaks, turn health when a streak is long enough, and say whether it turned."""
     track = state.tracks.get(fact.service)
     spec = state.catalog.services.get(fact.service)
     if track is None or spec is None or track.gone or fact.invocation != track.invocation:
-        return  # an answer from another run says nothing about this one
+        return False  # an answer from another run says nothing about this one
     good = fact.answer is Answer.HEALTHY
     last = track.probe
     track.probe = ProbeFact(
@@ -166,7 +166,8 @@ def probe(state: State, fact: ProbeFact) -> None:
         good=(last.good if last else 0) + 1 if good else 0,
         bad=0 if good else (last.bad if last else 0) + 1,
     )
-    match track.health:
+    before = track.health
+    match before:
         case Health.LOADING if good:
             track.health = Health.READY
             track.ready_at = state.at
@@ -174,6 +175,7 @@ def probe(state: State, fact: ProbeFact) -> None:
             track.health = Health.DEGRADED
         case Health.DEGRADED if track.probe.good >= spec.health.recoveries:
             track.health = Health.READY
+    return track.health is not before
 
 
 # -- devices --------------------------------------------------------------------------------------------------

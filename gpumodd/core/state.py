@@ -106,7 +106,6 @@ class State:
     next_effect: int = 1
     quiesce_from: float | None = None  # when the newest release was verified
     unsaved: str = ""  # why the state file cannot be written
-    restored: bool = False
 
     def track(self, service: str) -> Track:
         """The service's track, made when first asked for."""
@@ -117,6 +116,23 @@ class State:
     def active_operations(self) -> list[Operation]:
         """Operations that have not ended, oldest first."""
         return [op for op in self.operations.values() if op.state.open]
+
+    def put(self, op: Operation) -> None:
+        """Replace the operation's record."""
+        self.operations[op.id] = op
+
+    def restore(self, kept: Snapshot, *, same_boot: bool) -> None:
+        """Take over what survived the last daemon; what it says of memory holds on the same boot only."""
+        self.desired, self.reached_mode = kept.desired, kept.reached_mode
+        self.next_operation = max(self.next_operation, kept.next_operation)
+        for service in sorted({*kept.gave_up, *kept.stopped_outside, *kept.placements, *kept.fingerprints}):
+            track = self.track(service)
+            track.gave_up = service in kept.gave_up
+            track.stopped_outside = service in kept.stopped_outside
+            track.devices = tuple(kept.placements.get(service, ()))
+            track.fingerprint = kept.fingerprints.get(service, "")
+        if same_boot:
+            self.baselines = dict(kept.baselines)
 
     def snapshot(self) -> Snapshot:
         """The durable part, now."""

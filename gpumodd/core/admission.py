@@ -1,0 +1,171 @@
+"""Admission: from what somebody asks, or the engine's own wish to repair, to an operation or a refusal.
+
+Owns the intents whose facts are still being gathered. Nothing is in force before `inspected` says so.
+"""
+
+from dataclasses import replace
+
+from gpumodd.core import effects as fx
+from gpumodd.core import events as ev
+from gpumodd.core import fold, operations, outcomes, requests
+from gpumodd.core.course import Course
+from gpumodd.core.desired import Desired, closure
+from gpumodd.core.operations import Kind, Operation, State, Step, StepState, Verb
+from gpumodd.core.outbox import Outbox
+from gpumodd.core.planner import Plan
+from gpumodd.core.problems import Reason
+from gpumodd.core.requests import Intent
+from gpumodd.core.state import State as EngineState
+
+
+class Admission:
+    """Judges wishes and puts them in force."""
+
+    def __init__(self, state: EngineState, outbox: Outbox, course: Course) -> None:
+        self._state = state
+        self._outbox = outbox
+        self._course = course
+        self._intents: dict[int, Intent] = {}
+
+    def on_trial(self) -> list[Intent]:
+        """The intents whose facts are not in yet."""
+        return list(self._intents.values())
+
+    def requested(self, event: ev.SwitchRequested | ev.ServiceRequested) -> None:
+        """Somebody asks: join what already leads there, or put the wish on trial."""
+        state = self._state
+        if isinstance(event, ev.SwitchRequested):
+            for op in state.active_operations():
+                if op.kind is Kind.SWITCH and op.target == event.mode and op.returning is None:
+                    self._outbox.emit(fx.Reply(request=event.request, operation=op.id))
+                    return
+            for pending in self._intents.values():
+                if pending.kind is Kind.SWITCH and pending.target == event.mode:
+                    pending.requests.append(event.request)
+                    return
+            intent = requests.for_switch(state, event)
+        else:
+            intent = requests.for_service(state, event)
+        if isinstance(intent, fx.Refusal):
+            self._outbox.emit(fx.Reply(request=event.request, refusal=intent))
+            return
+        self.inspect(intent)
+
+    def inspect(self, intent: Intent) -> None:
+        """Gather the facts an intent is judged on."""
+        wanted = intent.wish(self._state.desired).services(self._state.catalog.services)
+        if intent.scope is not None:
+            wanted &= set(intent.scope)
+        effect = self._outbox.number()
+        self._intents[effect] = intent
+        self._outbox.emit(fx.Inspect(id=effect, services=tuple(sorted(wanted))))
+
+    def inspected(self, event: ev.Inspected) -> None:
+        """The facts are in: refuse, or begin."""
+        intent = self._intents.pop(event.effect, None)
+        self._state.host = event.host
+        fold.devices(self._state, event.devices)
+        if intent is None or self._state.observing:
+            return
+        wish, proposed = requests.plan_of(self._state, intent)
+        reasons = requests.reasons_against(self._state, intent, proposed, event)
+        if self._state.unsaved:
+            reasons.append(outcomes.unsaved(self._state.unsaved))
+        if reasons:
+            self._refuse(intent, reasons)
+            return
+        op = self._begin(intent, wish, proposed)
+        self._outbox.emit(*(fx.Reply(request=request, operation=op.id) for request in intent.requests))
+
+    def _refuse(self, intent: Intent, reasons: list[Reason]) -> None:
+        what = f"{intent.kind} {intent.target}"
+        for request in intent.requests:
+            self._outbox.emit(fx.Reply(request=request, refusal=requests.refusal(reasons, what)))
+        if not intent.requests:  # nobody asked: the engine's own repair waits and plans again
+            for reason in reasons:
+                for service in [reason.service] if reason.service else intent.scope or ():
+                    fold.failed(self._state, service, reason)
+
+    def _begin(self, intent: Intent, wish: Desired, proposed: Plan) -> Operation:
+        """Put a wish in force: what contradicts it ends, and its operation starts."""
+        state = self._state
+        specs = state.catalog.services
+        goals = wish.services(specs)
+        if intent.scope is not None:
+            goals &= set(intent.scope)
+        for op in state.active_operations():
+            if self._contradicts(op, intent, wish, goals):
+                self._end_superseded(op, intent)
+        if intent.requests:  # somebody asks anew: a switch clears the slate, a service request its own services'
+            for service in sorted(state.tracks if intent.kind is Kind.SWITCH else goals):
+                fold.forgive(state.track(service))
+        restarts = requests.restarts_of(state, intent)
+        op_id = str(state.next_operation)
+        state.next_operation += 1
+        inspect = Step(
+            id=f"{op_id}.1",
+            verb=Verb.INSPECT,
+            service="",
+            state=StepState.DONE,
+            why="everything that can be judged up front is judged before anything is touched",
+            started_at=state.at,
+            finished_at=state.at,
+        )
+        op = Operation(
+            id=op_id,
+            kind=intent.kind,
+            target=intent.target,
+            created_at=state.at,
+            before=state.desired,
+            actor=intent.actor,
+            on_failure=intent.on_failure,
+            force=intent.force,
+            quiesce=intent.quiesce,
+            scope=intent.scope,
+            goals=tuple(sorted(goals)),
+            restarts=tuple(sorted(restarts)),
+            kept=tuple(s for s in proposed.kept if intent.scope is None or s in intent.scope),
+            steps=(inspect,),
+        )
+        state.desired = wish
+        self._state.put(op)
+        return op
+
+    def _contradicts(self, op: Operation, intent: Intent, wish: Desired, goals: frozenset[str]) -> bool:
+        """Can this running operation no longer arrive once the wish is in force? The newest wish wins."""
+        if op.kind in (Kind.SWITCH, Kind.RESTORE) and intent.kind is Kind.SWITCH:
+            return True
+        if op.kind is Kind.STOP and not goals.isdisjoint(op.scope or ()):
+            return True
+        return not wish.services(self._state.catalog.services).issuperset(op.goals)
+
+    def _end_superseded(self, op: Operation, intent: Intent) -> None:
+        reason = Reason(code="conflict", message=f"{op.kind} {op.target} was replaced by {intent.kind} {intent.target}")
+        self._course.end(replace(op, failure=op.failure or operations.Failure(reason=reason)), State.CANCELLED)
+
+    def cancelled(self, event: ev.CancelRequested) -> None:
+        """Somebody cancels: the operation leads back to what was desired before it."""
+        op = self._state.operations.get(event.operation)
+        if op is None:
+            refusal = requests.not_found("operation", event.operation, self._state.operations)
+        elif not op.state.open:
+            refusal = fx.Refusal(code="conflict", message=f"cannot cancel operation {op.id}: it has already {op.state}")
+        else:
+            reason = Reason(code="conflict", message=f"{op.kind} {op.target} was cancelled by a client")
+            self._course.turn_back(op, State.CANCELLED, op.before, reason)
+            self._outbox.emit(fx.Reply(request=event.request, operation=op.id))
+            return
+        self._outbox.emit(fx.Reply(request=event.request, refusal=refusal))
+
+    def repair(self, kind: Kind, target: str, services: tuple[str, ...]) -> None:
+        """Nobody asks, but what is desired does not run: put bringing it back on trial."""
+        scope = closure(services, self._state.catalog.services)
+        self.inspect(
+            Intent(
+                kind=kind,
+                target=target,
+                wish=lambda before: before,
+                on_failure=self._state.catalog.policy.on_failure,
+                scope=tuple(sorted(scope)),
+            )
+        )

@@ -1,0 +1,217 @@
+"""The course of operations: plan, merge, fail, dispatch, end. The few lines that a switch, a repair after a crash
+and the recovery of a restarted daemon have in common.
+
+Owns how operations advance and how they end. It gives commands only for steps that a plan made just now allows.
+"""
+
+from dataclasses import replace
+
+from gpumodd.core import effects as fx
+from gpumodd.core import fold, operations, ops, outcomes, world
+from gpumodd.core.desired import Desired
+from gpumodd.core.operations import Kind, Operation, PlannedStep, State, StepKey, StepState, Verb
+from gpumodd.core.outbox import Outbox
+from gpumodd.core.phase import Phase
+from gpumodd.core.planner import Plan, plan
+from gpumodd.core.problems import Reason
+from gpumodd.core.state import State as EngineState
+from gpumodd.core.state import Track
+
+
+class Course:
+    """Moves the open operations along."""
+
+    def __init__(self, state: EngineState, outbox: Outbox) -> None:
+        self._state = state
+        self._outbox = outbox
+
+    def advance(self) -> None:
+        """Plan, merge, fail, dispatch, end: until nothing changes any more."""
+        for _ in range(2 * len(self._state.tracks) + 10):
+            active = self._state.active_operations()
+            if not active:
+                return
+            if self._fail_operations():
+                continue
+            self._drop_done_restarts()
+            proposed = self._plan()
+            for op in self._state.active_operations():
+                mine = [s for s in proposed.steps if op.covers(s.service)]
+                self._state.put(operations.merge(op, mine, over=self._over, at=self._state.at))
+            if self._fail_blocked(proposed) or self._dispatch(proposed) or self._end_operations(proposed):
+                continue
+            return
+        raise AssertionError("the plan does not settle")
+
+    def _plan(self) -> Plan:
+        active = self._state.active_operations()
+        return plan(
+            world.plan_input(
+                self._state,
+                self._state.desired,
+                restarts=world.must_restart(active),
+                unbounded=any(op.force for op in active),
+                quiesce=all(op.quiesce for op in active),
+            )
+        )
+
+    def _drop_done_restarts(self) -> None:
+        """A service that was to go and is gone is from now on one that is to come."""
+        for op in self._state.active_operations():
+            left = tuple(s for s in op.restarts if not self._over((Verb.STOP, s)))
+            if left != op.restarts:
+                self._state.put(replace(op, restarts=left))
+
+    def _over(self, key: StepKey) -> bool:
+        """Is the purpose of this step fulfilled?"""
+        verb, service = key
+        track = self._state.tracks.get(service)
+        phase = world.phase_of(self._state, service)
+        match verb:
+            case Verb.STOP:
+                return track is None or (track.gone and not track.command.leaving and phase is not Phase.STARTING)
+            case Verb.WAIT_RELEASE:
+                return (track is None or track.gone) and not fold.releasing(self._state, service)
+            case Verb.START:
+                return phase in (Phase.LOADING, Phase.READY, Phase.DEGRADED)
+            case Verb.WAIT_READY:
+                return phase in (Phase.READY, Phase.DEGRADED)
+            case _:
+                return True
+
+    def _dispatch(self, proposed: Plan) -> bool:
+        """Give the commands of the steps that may begin."""
+        if self._state.units_lost or self._state.unsaved:
+            return False
+        active = self._state.active_operations()
+        given = False
+        for step in proposed.ready():
+            owners = [op for op in active if op.covers(step.service)]
+            if owners and step.verb in (Verb.STOP, Verb.START):
+                given |= self._command(step, proposed, owners)
+        return given
+
+    def _command(self, step: PlannedStep, proposed: Plan, owners: list[Operation]) -> bool:
+        state = self._state
+        track = state.track(step.service)
+        if step.verb is Verb.STOP:
+            if track.command is ops.Command.STARTING_UNWANTED or track.unseen_since is not None:
+                return False
+            track.command = ops.step(track.command, ops.Asked.STOP)
+            track.stop_asked_at, track.killed_at = state.at, None
+            track.stop_effect = self._outbox.number()
+            fold.open_releases(state, step.service)
+            self._outbox.emit(fx.StopUnit(id=track.stop_effect, service=step.service))
+            return True
+        if track.command is not ops.Command.IDLE or track.unseen_since is not None:
+            return False
+        spec = state.catalog.services[step.service]
+        track.command = ops.step(track.command, ops.Asked.START)
+        track.devices = proposed.placements.get(step.service, ())
+        track.fingerprint = spec.fingerprint
+        track.started_at, track.stop_asked_at, track.killed_at = state.at, None, None
+        track.run_expected = True
+        track.failure = track.failed_at = track.backoff_until = None
+        track.start_effect = self._outbox.number()
+        self._outbox.emit(fx.StartUnit(id=track.start_effect, service=step.service, devices=track.devices))
+        for op in owners:
+            current = state.operations[op.id]
+            self._state.put(replace(current, attempted=tuple(sorted({*current.attempted, step.service}))))
+        return True
+
+    def _fail_operations(self) -> bool:
+        """Act on the first service that went wrong under an operation's hands."""
+        for op in self._state.active_operations():
+            for service in sorted(self._state.tracks):
+                reason = outcomes.spoils(self._state, op, service)
+                if reason is not None:
+                    self._fail(op, service, reason)
+                    return True
+        return False
+
+    def _fail_blocked(self, proposed: Plan) -> bool:
+        """Act on an operation that could not go on for too long."""
+        for op in self._state.active_operations():
+            reason = outcomes.blocked_too_long(self._state, op, proposed)
+            if reason is not None:
+                self._fail(op, reason.service or "", reason)
+                return True
+        return False
+
+    def _fail(self, op: Operation, service: str, reason: Reason) -> None:
+        """One service went wrong: say so, and go where the operation's policy leads."""
+        track = self._state.track(service) if service else Track()
+        verbs = (Verb.START, Verb.WAIT_READY) if service in op.goals else (Verb.STOP, Verb.WAIT_RELEASE)
+        op = operations.fail_step(op, service, verbs, reason.message, self._state.at)
+        if op.failure is None:
+            op = replace(op, failure=operations.Failure(reason=reason))
+            if service in op.attempted:
+                op = replace(op, logs_of=service)
+                self._outbox.emit(fx.ReadLogs(id=self._outbox.number(), service=service))
+        else:
+            key = "rollback_failed" if op.returning is State.ROLLED_BACK else f"also_{service}"
+            op = replace(op, details={**op.details, key: reason.message})
+        track.failure = None  # this operation has taken note; the story keeps it
+        policy = outcomes.policy_of(op)
+        if op.returning is not None or policy is None or policy == "keep":
+            # Nowhere to go back to: the rest goes on, this service is left alone, and the end is a failure.
+            if service in op.goals:
+                track.failure = reason
+                track.gave_up = track.gave_up or op.kind not in (Kind.HEAL, Kind.RESTORE)
+            end = State.CANCELLED if op.returning is State.CANCELLED else State.FAILED
+            goals = tuple(g for g in op.goals if g != service)
+            self._state.put(replace(op, returning=end, goals=goals, blocked_since=None))
+        elif policy == "rollback":
+            self.turn_back(op, State.ROLLED_BACK, op.before, reason)
+        else:
+            kept = Desired(claims=outcomes.claims_on(op.kept, self._state.desired))
+            self.turn_back(op, State.FAILED, kept, reason)
+
+    def turn_back(self, op: Operation, end: State, wish: Desired, reason: Reason) -> None:
+        """From now on the operation leads to this wish, and ends so once it is fulfilled."""
+        state = self._state
+        state.desired = wish
+        goals = wish.services(state.catalog.services)
+        for service in goals:
+            fold.forgive(state.track(service))
+        if op.kind in (Kind.HEAL, Kind.RESTORE):
+            for service in op.scope or ():
+                state.track(service).gave_up = True
+        self._state.put(
+            replace(
+                op,
+                returning=end,
+                failure=op.failure or operations.Failure(reason=reason),
+                goals=tuple(sorted(goals if op.scope is None else goals & set(op.scope))),
+                attempted=(),
+                restarts=(),
+                blocked_since=None,
+            )
+        )
+
+    def _end_operations(self, proposed: Plan) -> bool:
+        """End what has arrived; note since when an operation can do nothing."""
+        ended = False
+        for op in self._state.active_operations():
+            mine = [s for s in proposed.steps if op.covers(s.service)]
+            stuck = bool(mine) and all(s.blocked or s.after for s in mine)
+            waits = stuck and world.quiesce_left(self._state) == 0
+            if not mine and op.logs_of is None:
+                self.end(op, op.returning or State.SUCCEEDED)
+                ended = True
+            elif stuck and waits and op.returning is not None and op.logs_of is None:
+                self.end(replace(op, details={**op.details, "unrestored": outcomes.names(mine)}), State.FAILED)
+                ended = True
+            elif waits and op.blocked_since is None:
+                self._state.put(replace(op, blocked_since=self._state.at))
+            elif not waits and op.blocked_since is not None:
+                self._state.put(replace(op, blocked_since=None))
+        return ended
+
+    def end(self, op: Operation, end: State) -> None:
+        state = self._state
+        left = StepState.CANCELLED if end is State.CANCELLED else StepState.SKIPPED
+        op = operations.close(op, left, state.at)
+        self._state.put(replace(op, state=end, finished_at=state.at, blocked_since=None, logs_of=None))
+        if op.kind is Kind.SWITCH:
+            state.reached_mode = outcomes.mode_after(op, end, state.reached_mode)

@@ -1,0 +1,87 @@
+"""Deadlines: every wait has an end. When they are due, and what becomes of those that have passed."""
+
+from gpumodd.core import effects as fx
+from gpumodd.core import fold, outcomes, world
+from gpumodd.core.outbox import Outbox
+from gpumodd.core.phase import Phase
+from gpumodd.core.state import State, Track
+
+KILL_GRACE_S = 5.0  # past a unit's own stop timeout before the engine reaches for SIGKILL
+SURVIVOR_S = 10.0  # a process that outlives SIGKILL this long is reported
+FOREIGN_STOP_S = 90.0  # systemd's default, for a unit that nothing configures any more
+
+
+def startup_deadline(state: State, service: str, track: Track) -> float | None:
+    """When a service that comes up has to be ready."""
+    spec = state.catalog.services.get(service)
+    waiting = world.phase_of(state, service) in (Phase.STARTING, Phase.LOADING)
+    if spec is None or not waiting or track.started_at is None or track.failure is not None:
+        return None
+    return track.started_at + spec.startup_timeout_s
+
+
+def kill_deadline(state: State, service: str, track: Track) -> float | None:
+    """When a service that was asked to end is to be killed: past its own timeout, which the backend keeps."""
+    if not _ending(track) or track.stop_asked_at is None or track.killed_at is not None:
+        return None
+    spec = state.catalog.services.get(service)
+    return track.stop_asked_at + (spec.stop_timeout_s if spec else FOREIGN_STOP_S) + KILL_GRACE_S
+
+
+def survivor_deadline(track: Track) -> float | None:
+    """When a service that was killed and is still there is reported."""
+    if not _ending(track) or track.killed_at is None or track.failure is not None:
+        return None
+    return track.killed_at + SURVIVOR_S
+
+
+def _ending(track: Track) -> bool:
+    return track.stop_asked_at is not None and (track.command.leaving or not track.gone)
+
+
+def following(state: State) -> float | None:
+    """The next moment at which time alone changes something."""
+    times: list[float | None] = []
+    policy = state.catalog.policy
+    for service, track in state.tracks.items():
+        times += [track.backoff_until, startup_deadline(state, service, track)]
+        times += [kill_deadline(state, service, track), survivor_deadline(track)]
+    for window in state.windows.values():
+        for entry in window.leaving.values():
+            if entry.ended_at is not None:
+                late = entry.ended_at + policy.release_timeout_s
+                times += [late, late + world.STALE_S]
+    if world.quiesce_left(state) > 0:
+        times.append(state.at + world.quiesce_left(state))
+    for op in state.active_operations():
+        if op.blocked_since is not None:
+            times.append(op.blocked_since + policy.release_timeout_s)
+    return min((t for t in times if t is not None and t > state.at), default=None)
+
+
+def expire(state: State, outbox: Outbox) -> None:
+    """Turn the deadlines that have passed into facts and commands."""
+    for service, track in sorted(state.tracks.items()):
+        if track.backoff_until is not None and track.backoff_until <= state.at:
+            track.backoff_until = None
+        if _past(state, startup_deadline(state, service, track)):
+            fold.failed(state, service, outcomes.not_ready(state, service, track))
+        if _past(state, survivor_deadline(track)):
+            track.failure = outcomes.survivor(service)
+            track.failed_at = state.at
+        if _past(state, kill_deadline(state, service, track)):
+            track.killed_at = state.at
+            track.kill_effect = outbox.number()
+            track.tell(state.at, "did not end in time: SIGKILL")
+            outbox.emit(fx.KillUnit(id=track.kill_effect, service=service))
+    timeout_s = state.catalog.policy.release_timeout_s
+    for uuid, window in sorted(state.windows.items()):
+        ends = [e.ended_at for e in window.leaving.values() if e.ended_at is not None]
+        if any(end + timeout_s <= state.at for end in ends):
+            outbox.emit(fx.SampleDevices())  # a fresh sample decides, whatever it shows …
+        if any(end + timeout_s + world.STALE_S <= state.at for end in ends):
+            fold.abandon_release(state, uuid)  # … and when none can be had, nobody waits for ever
+
+
+def _past(state: State, deadline: float | None) -> bool:
+    return deadline is not None and deadline <= state.at

@@ -1,0 +1,49 @@
+"""Drift: the world differs from what is desired although nobody asked. Decides what is put on trial to mend it."""
+
+from dataclasses import replace
+
+from gpumodd.core import fold, world
+from gpumodd.core.admission import Admission
+from gpumodd.core.operations import Kind
+from gpumodd.core.planner import plan
+from gpumodd.core.state import State
+
+
+def after_start(state: State, admission: Admission) -> None:
+    """The world has been seen in full for the first time: restore what is desired and down, if policy says so."""
+    missing = tuple(s for s in sorted(_wanted(state)) if state.track(s).gone)
+    if state.active_operations() or not missing:
+        return
+    if state.catalog.policy.restore_mode_at_start:
+        admission.repair(Kind.RESTORE, state.desired.mode or ",".join(missing), missing)
+    else:
+        stopped = tuple(sorted({*state.desired.stopped, *missing}))
+        state.desired = replace(state.desired, stopped=stopped)
+
+
+def heal(state: State, admission: Admission) -> None:
+    """Put starting a desired service that is down on trial, one at a time, unless it is somebody's business."""
+    if state.catalog.policy.drift != "heal" or state.units_lost:
+        return
+    busy = {s for op in state.active_operations() for s in (op.scope or state.tracks)}
+    busy |= {s for intent in admission.on_trial() for s in (intent.scope or state.tracks)}
+    down = [s for s in sorted(_wanted(state) - busy) if _down(state, s)]
+    if not down:
+        return
+    # A sample that is too old is no reason to wait: the trial takes a fresh one.
+    blocked = plan(world.plan_input(state, state.desired)).blocked
+    stuck = {r.service for r in blocked if r.code != "telemetry_stale"}
+    for service in down:
+        if service not in stuck:
+            admission.repair(Kind.HEAL, service, (service,))
+            return
+
+
+def _wanted(state: State) -> frozenset[str]:
+    return state.desired.services(state.catalog.services) - world.held_back(state, state.desired)
+
+
+def _down(state: State, service: str) -> bool:
+    track = state.track(service)
+    settled = track.gone and not track.command.coming and track.unseen_since is None
+    return settled and not fold.releasing(state, service)
