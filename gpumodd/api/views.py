@@ -13,7 +13,7 @@ from gpumodd.core.ledger import Budget
 from gpumodd.core.operations import Operation, PlannedStep, StepState, Verb
 from gpumodd.core.operations import Step as CoreStep
 from gpumodd.core.phase import Phase
-from gpumodd.core.planner import Plan
+from gpumodd.core.plans import Plan
 from gpumodd.core.problems import Problem, Reason
 from gpumodd.core.specs import ModeSpec, ServiceSpec
 from gpumodd.core.state import State, Track

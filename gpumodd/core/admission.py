@@ -12,7 +12,7 @@ from gpumodd.core.course import Course
 from gpumodd.core.desired import Desired, closure
 from gpumodd.core.operations import Kind, Operation, State, Step, StepState, Verb
 from gpumodd.core.outbox import Outbox
-from gpumodd.core.planner import Plan
+from gpumodd.core.plans import Plan
 from gpumodd.core.problems import Reason
 from gpumodd.core.requests import Intent
 from gpumodd.core.state import State as EngineState

@@ -12,7 +12,8 @@ from gpumodd.core.desired import Desired
 from gpumodd.core.operations import Kind, Operation, PlannedStep, State, StepKey, StepState, Verb
 from gpumodd.core.outbox import Outbox
 from gpumodd.core.phase import Phase
-from gpumodd.core.planner import Plan, plan
+from gpumodd.core.planner import plan
+from gpumodd.core.plans import Plan
 from gpumodd.core.problems import Reason
 from gpumodd.core.state import State as EngineState
 from gpumodd.core.state import Track

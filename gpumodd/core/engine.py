@@ -13,7 +13,7 @@ from gpumodd.core.admission import Admission
 from gpumodd.core.course import Course
 from gpumodd.core.journal import Journal
 from gpumodd.core.outbox import Outbox
-from gpumodd.core.planner import Plan
+from gpumodd.core.plans import Plan
 from gpumodd.core.problems import Reason
 from gpumodd.core.requests import Intent
 from gpumodd.core.state import State

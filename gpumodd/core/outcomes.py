@@ -8,7 +8,7 @@ from gpumodd.core.effects import Announce, Effect, OperationChanged, StepChanged
 from gpumodd.core.events import UnitStarted, UnitStopped
 from gpumodd.core.facts import Answer
 from gpumodd.core.operations import Kind, Operation, PlannedStep, State, Verb
-from gpumodd.core.planner import Plan
+from gpumodd.core.plans import Plan
 from gpumodd.core.problems import Reason
 from gpumodd.core.state import State as EngineState
 from gpumodd.core.state import Track

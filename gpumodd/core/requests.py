@@ -14,7 +14,8 @@ from gpumodd.core.effects import Refusal
 from gpumodd.core.events import Inspected, ServiceRequested, SwitchRequested
 from gpumodd.core.facts import InspectFact
 from gpumodd.core.operations import Kind
-from gpumodd.core.planner import Plan, plan
+from gpumodd.core.planner import plan
+from gpumodd.core.plans import Plan
 from gpumodd.core.problems import Reason
 from gpumodd.core.specs import ModeSpec, OnFailure
 from gpumodd.core.state import State

@@ -12,7 +12,7 @@ from gpumodd.core.ledger import Attribution, Budget, limit_of, share
 from gpumodd.core.operations import Operation
 from gpumodd.core.ops import Command
 from gpumodd.core.phase import Phase, derive
-from gpumodd.core.planner import PlanInput, ServiceView
+from gpumodd.core.plans import PlanInput, ServiceView
 from gpumodd.core.state import State, Track
 
 STALE_S = 5.0  # a sample older than this starts nothing

@@ -1,0 +1,127 @@
+"""Credits: memory handed out so that no order of a plan over-commits.
+
+What is free now is a credit, and so is what each leaving service will give back. Every MiB is credited to one
+start only, and a start comes after all the releases it draws on: whatever order the DAG permits, at no point is
+more taken than there is.
+"""
+
+from collections.abc import Mapping
+
+from gpumodd.core.ledger import share
+from gpumodd.core.operations import StepKey, Verb
+from gpumodd.core.placement import needed_mib
+from gpumodd.core.plans import PlanInput, ServiceView
+from gpumodd.core.problems import Reason
+
+RAM = "ram"  # the host's memory, kept in the same books as a device
+
+
+class Book:
+    """One device's memory as credits: what is free now, then what each release will give back."""
+
+    def __init__(self, free_mib: int, releases: list[tuple[int, StepKey]]) -> None:
+        self.chunks: list[tuple[int, tuple[StepKey, ...]]] = [(max(0, free_mib), ())]
+        self.chunks += [(mib, (key,)) for mib, key in releases]
+        self.debt: tuple[StepKey, ...] = ()
+        if free_mib < 0:  # somebody else grew: the first releases pay for that
+            self.debt = tuple(sorted(self._take(min(-free_mib, self.total))))
+
+    @property
+    def total(self) -> int:
+        return sum(mib for mib, _ in self.chunks)
+
+    @property
+    def free_now(self) -> int:
+        return 0 if self.debt else sum(mib for mib, keys in self.chunks if not keys)
+
+    def draw(self, mib: int) -> frozenset[StepKey] | None:
+        """The releases this much memory has to wait for, or None when there is not enough at all."""
+        return frozenset(self.debt) | self._take(mib) if mib <= self.total else None
+
+    def _take(self, mib: int) -> frozenset[StepKey]:
+        keys: set[StepKey] = set()
+        rest: list[tuple[int, tuple[StepKey, ...]]] = []
+        for amount, origin in self.chunks:
+            taken = min(mib, amount)
+            mib -= taken
+            if taken:
+                keys.update(origin)
+            if amount > taken:
+                rest.append((amount - taken, origin))
+        self.chunks = rest
+        return frozenset(keys)
+
+
+def gates(
+    coming: list[ServiceView],
+    leaving: list[ServiceView],
+    placements: Mapping[str, tuple[str, ...]],
+    given: PlanInput,
+) -> tuple[dict[str, frozenset[StepKey]], list[Reason]]:
+    """For each start the releases it draws on; what fits into free memory is served first, so it waits for none."""
+    if given.unbounded:
+        return {v.id: frozenset() for v in coming}, []
+    # What is already on its way back comes first, then what is already stopping, then the rest.
+    by_nearness = sorted(leaving, key=lambda v: (not v.gone, not v.stopping, v.id))
+    books: dict[str, Book] = {}
+    for uuid, budget in sorted(given.budgets.items()):
+        releases = [(budget.held.get(v.id, 0), (Verb.WAIT_RELEASE, v.id)) for v in by_nearness]
+        books[uuid] = Book(budget.available_mib, [r for r in releases if r[0] > 0])
+    if given.ram_available_mib is not None:
+        stops = [(v.spec.ram_mib, (Verb.STOP, v.id)) for v in by_nearness if v.spec is not None and not v.gone]
+        books[RAM] = Book(given.ram_available_mib, [s for s in stops if s[0] > 0])
+
+    gates: dict[str, frozenset[StepKey]] = {}
+    reasons: list[Reason] = []
+    needs = {v.id: _needs(v, placements, books) for v in coming}
+    first = [v for v in coming if all(mib <= books[b].free_now for b, mib in needs[v.id].items())]
+    for view in [*first, *(v for v in coming if v not in first)]:
+        drawn: set[StepKey] = set()
+        for book, mib in needs[view.id].items():
+            had = books[book].total
+            keys = books[book].draw(mib)
+            if keys is None:
+                reasons.append(_too_little(view, book, mib, had, given))
+            else:
+                drawn |= keys
+        gates[view.id] = frozenset(drawn)
+    return gates, reasons
+
+
+def _needs(view: ServiceView, placements: Mapping[str, tuple[str, ...]], books: Mapping[str, Book]) -> dict[str, int]:
+    devices = placements.get(view.id, ())
+    needs = {uuid: share(needed_mib(view), len(devices)) for uuid in devices}
+    if RAM in books and view.spec is not None and view.spec.ram_mib:
+        needs[RAM] = view.spec.ram_mib
+    return needs
+
+
+def _too_little(view: ServiceView, book: str, mib: int, had: int, given: PlanInput) -> Reason:
+    if book == RAM:
+        return Reason(
+            code="ram_insufficient",
+            message=f"cannot start {view.id}: not enough RAM, it needs {mib} MiB and {max(0, had)} MiB are available",
+            hint="end something that holds host memory, lower `policy.ram_reserve_mib`, or pass --force",
+            service=view.id,
+            details={"needed_mib": mib, "available_mib": had},
+        )
+    budget = given.budgets[book]
+    return Reason(
+        code="vram_insufficient",
+        message=(
+            f"cannot start {view.id} on {budget.name} (device {budget.index}): it needs {mib} MiB and"
+            f" {max(0, had)} of {budget.total_mib} MiB can be had"
+            f" (reserve {budget.reserve_mib}, foreign {budget.foreign_mib})"
+        ),
+        hint="`gpumodctl simulate` shows what would fit; `gpumodctl status` names who holds the memory",
+        service=view.id,
+        device=book,
+        details={
+            "needed_mib": mib,
+            "available_mib": had,
+            "total_mib": budget.total_mib,
+            "reserve_mib": budget.reserve_mib,
+            "foreign_mib": budget.foreign_mib,
+            "committed_mib": budget.committed_mib,
+        },
+    )

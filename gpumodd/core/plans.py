@@ -1,0 +1,69 @@
+"""What a plan is made from and what it is made of. Shapes only; `planner` fills them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from gpumodd.core.ledger import Budget
+from gpumodd.core.operations import PlannedStep
+from gpumodd.core.phase import Phase
+from gpumodd.core.problems import Reason
+from gpumodd.core.specs import ServiceSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceView:
+    """One service as the planner sees it."""
+
+    id: str
+    phase: Phase
+    gone: bool  # no process of it is left
+    spec: ServiceSpec | None = None  # None: a managed unit that nothing configures any more
+    starting: bool = False  # a start's job is in flight
+    stopping: bool = False  # a stop's job is in flight, or the unit is on its way down
+    releasing: bool = False  # its memory has not come back yet
+    restart: bool = False  # it must go before it may come
+    devices: tuple[str, ...] = ()  # where it runs
+
+    @property
+    def ready(self) -> bool:
+        """It serves, or at least it runs and has served."""
+        return self.phase in (Phase.READY, Phase.DEGRADED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanInput:
+    """Everything a plan depends on."""
+
+    services: Mapping[str, ServiceView]
+    wanted: frozenset[str]
+    budgets: Mapping[str, Budget]
+    counted: bool = True  # False: nobody watches device memory (backend none), so it is not planned either
+    ram_available_mib: int | None = None  # MemAvailable less the reserve; None: not known, not judged
+    unbounded: bool = False  # forced, or overcommit: warn
+    reachable: bool = True  # the service manager answers
+    paused: bool = False  # quiesce: no start yet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceForecast:
+    """One device once the plan is through."""
+
+    uuid: str
+    total_mib: int
+    needed_mib: int
+    headroom_mib: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is still to be done, and what it leads to."""
+
+    steps: tuple[PlannedStep, ...] = ()
+    blocked: tuple[Reason, ...] = ()
+    placements: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    forecast: tuple[DeviceForecast, ...] = ()
+    kept: tuple[str, ...] = ()
+
+    def ready(self) -> tuple[PlannedStep, ...]:
+        """The steps that may begin now: they wait for nothing and nothing blocks them."""
+        return tuple(s for s in self.steps if not s.after and not s.in_flight and not s.blocked)
