@@ -42,7 +42,7 @@ _BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)")
 _INT = re.compile(r"[-+]?[0-9]{1,40}|0o[0-7]{1,40}|0x[0-9a-fA-F]{1,40}")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 _SPECIAL = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
-_UNUSABLE = re.compile("[\0\ud800-\udfff]")  # an escape such as "\\ud800" can still bring them in
+UNUSABLE = re.compile("[\0\ud800-\udfff]")  # an escape such as "\\ud800" can still bring them in
 _CORE_TAGS = frozenset({None, "!", "tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"})
 
 
@@ -211,7 +211,7 @@ class _Reader:
             self._note(mark, f"cannot use the tag {tag}: write plain values")
         node: _Node
         if isinstance(event, ScalarEvent):
-            text = _UNUSABLE.sub("?", event.value)
+            text = UNUSABLE.sub("?", event.value)
             if text != event.value:
                 self._note(mark, "cannot use this text: it holds a character no program can be given")
             node = _Scalar(mark, text, bool(event.implicit[0]))

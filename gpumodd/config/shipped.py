@@ -4,14 +4,12 @@ Owns where they are and how they are copied. Copying never overwrites unless tol
 not there appears whole or not at all.
 """
 
+import errno
 import os
 import shutil
 import tempfile
 from importlib.resources import files
 from pathlib import Path
-
-from gpumodd.config.errors import reason
-from gpumodd.ports import PortError
 
 
 def shipped(name: str) -> Path:
@@ -20,14 +18,15 @@ def shipped(name: str) -> Path:
     for place in (package / "shipped" / name, package.parent / name):
         if place.is_dir():
             return place
-    raise PortError("file_missing", f"cannot find {name}: this installation is incomplete", hint="install it again")
+    raise FileNotFoundError(errno.ENOENT, "this installation is incomplete: install it again", name)
 
 
 def write_example(target: Path, force: bool = False) -> list[Path]:
     """Copies the example configuration; returns the files written, as they lie below `target`.
 
-    Refuses (PortError `already_exists`) when a file is already there, before anything is written; with `force`
-    such files are replaced. Files that the example does not have are left alone in any case.
+    Refuses (FileExistsError, which names the files) when one is already there, before anything is written; with
+    `force` such files are replaced. Files that the example does not have are left alone in any case. Other OSErrors
+    mean that the directory cannot be written.
     """
     source = shipped("config")
     names = sorted(
@@ -35,21 +34,19 @@ def write_example(target: Path, force: bool = False) -> list[Path]:
         for path in source.rglob("*")
         if path.is_file() and path.suffix in (".yaml", ".json", ".j2")
     )
+    there = [str(name) for name in names if os.path.lexists(target / name)]
+    if there and not force:
+        more = f" and {len(there) - 10} more" if len(there) > 10 else ""
+        raise FileExistsError(f"cannot write the example to {target}: it has {', '.join(there[:10])}{more}")
     try:
-        there = [str(name) for name in names if os.path.lexists(target / name)]
-        if there and not force:
-            message = f"cannot write the example to {target}: {', '.join(there[:5])}"
-            more = f" and {len(there) - 5} more" if len(there) > 5 else ""
-            raise PortError("already_exists", f"{message}{more} would be overwritten", hint="nothing was changed")
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the target, so that moving is renaming; mkdtemp makes it 0700, the files below are 0600.
-        with tempfile.TemporaryDirectory(prefix=".gpumodd-init-", dir=target.parent) as folder:
-            fresh = Path(folder) / "config"
-            _copy(source, fresh, names)
-            _put(fresh, target, names)
-    except OSError as error:
-        message = f"cannot write the example to {target}: {reason(error)}"
-        raise PortError("not_writable", message, hint="nothing that was there is lost") from None
+    except FileExistsError as error:  # mkdir says so of a parent that is a file
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename) from None
+    # Beside the target, so that moving is renaming; mkdtemp makes it 0700, the files below are 0600.
+    with tempfile.TemporaryDirectory(prefix=".gpumodd-init-", dir=target.parent) as folder:
+        fresh = Path(folder) / "config"
+        _copy(source, fresh, names)
+        _put(fresh, target, names)
     return [target / name for name in names]
 
 

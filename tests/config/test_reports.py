@@ -1,15 +1,18 @@
 """What people read: the report of `gpumodd check`, the reference, and the modes the daemon writes."""
 
+import errno
 import re
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from gpumodd.config import modefile, reference
+from gpumodd.config import modes, reference
 from gpumodd.config.check import report
 from gpumodd.config.load import load
 from gpumodd.core.specs import ModeSpec
-from gpumodd.ports import PortError
+from tests.config.tree import Tree
 
 PAGE = Path(__file__).parents[2] / "docs/configuration.md"
 
@@ -88,11 +91,14 @@ class TestReference:
         assert loaded.settings.drivers.vllm.command == ("/opt/vllm/bin/vllm", "serve")
 
 
+WORDS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
+
+
 class TestModeFiles:
     """What `mode.create` and `mode.delete` write and remove."""
 
     def create(self, tree, id="night", name="", description="", services=()):
-        return modefile.create(tree.directory, id, name=name, description=description, services=services)
+        return modes.write(tree.directory, id=id, name=name, description=description, services=services)
 
     def test_what_was_written_loads(self, tree):
         tree.service("a").service("b")
@@ -103,37 +109,54 @@ class TestModeFiles:
         assert mode == ModeSpec(id="night", name='N "x": #1', description="one\ntwo: [", services=("b", "a"))
         assert [file.name for file in path.parent.iterdir()] == ["night.yaml"]
 
-    def test_an_existing_mode_stays(self, tree):
-        tree.mode("night")
-        with pytest.raises(PortError, match="exists") as caught:
-            self.create(tree, services=["a"])
-        assert caught.value.code == "conflict"
-        assert tree.load().catalog.modes["night"].services == ()
+    @given(name=WORDS, description=WORDS)
+    @example(name="yes", description="0x10")
+    @example(name="\x85", description="\u2028\ufeff\x7f\U0010ffff🦙\r")
+    @example(name="~", description="--- a\n...\n")
+    def test_any_words_come_back(self, tmp_path_factory, name, description):
+        tree = Tree(tmp_path_factory.mktemp("modes"))
+        self.create(tree, name=name, description=description)
+        assert tree.load().problems == ()
+        mode = tree.load().catalog.modes["night"]
+        assert (mode.name, mode.description) == (name or "night", description)
 
-    def test_delete(self, tree):
-        self.create(tree)
-        modefile.delete(tree.directory, "night")
-        assert "night" not in tree.load().catalog.modes
-        with pytest.raises(PortError) as caught:
-            modefile.delete(tree.directory, "night")
-        assert caught.value.code == "not_found"
+    @pytest.mark.parametrize("id", ["null", "true", "1", "0x10", "1e3"])
+    def test_ids_that_yaml_would_read_otherwise(self, tree, id):
+        self.create(tree, id, services=[id])
+        tree.service("x").write(f"services/{id}.yaml", f"id: '{id}'\ndriver: exec\noptions: {{command: [/bin/true]}}\n")
+        assert tree.errors() == []
+        assert tree.load().catalog.modes[id].services == (id,)
 
-    @pytest.mark.parametrize("id", ["../x", "a/b", "", "A", "a\n", "a" * 65, "\0"])
-    def test_ids_that_are_none(self, tree, id):
-        for call in (lambda: self.create(tree, id), lambda: modefile.delete(tree.directory, id)):
-            with pytest.raises(PortError) as caught:
-                call()
-            assert caught.value.code == "invalid_config"
+    @pytest.mark.parametrize("words", ["\0", "\ud800"])
+    def test_words_that_no_file_can_hold(self, tree, words):
+        with pytest.raises(OSError, match="a character that text cannot have"):
+            self.create(tree, description=words)
         assert list(tree.directory.rglob("*")) == []
 
-    def test_blank_stays_empty(self, tree):
-        with pytest.raises(PortError, match="blank"):
-            self.create(tree, "blank", services=["a"])
-        self.create(tree, "blank", name="Off")
-        assert tree.load().catalog.modes["blank"].name == "Off"
+    def test_an_existing_mode_stays(self, tree):
+        tree.service("a").mode("night", "a")
+        with pytest.raises(FileExistsError):
+            self.create(tree)
+        assert tree.load().catalog.modes["night"].services == ("a",)
+        assert [file.name for file in (tree.directory / "modes").iterdir()] == ["night.yaml"]
+
+    def test_remove(self, tree):
+        self.create(tree)
+        modes.remove(tree.directory, "night")
+        assert "night" not in tree.load().catalog.modes
+        with pytest.raises(FileNotFoundError):
+            modes.remove(tree.directory, "night")
+
+    @pytest.mark.parametrize("id", ["../x", "a/b", "/x", "", ".", "A", "a\n", "a" * 65, "\0"])
+    def test_ids_that_are_none_touch_nothing(self, tree, id):
+        tree.write("x.yaml", "mine")
+        for call in (lambda: self.create(tree, id), lambda: modes.remove(tree.directory, id)):
+            with pytest.raises(OSError, match="is no id") as caught:
+                call()
+            assert caught.value.errno == errno.EINVAL
+        assert [path.name for path in tree.directory.rglob("*")] == ["x.yaml"]
 
     def test_a_folder_that_cannot_be_written(self, tree):
         tree.write("modes", "a file")
-        with pytest.raises(PortError) as caught:
+        with pytest.raises(FileExistsError):
             self.create(tree)
-        assert caught.value.code == "not_writable"
