@@ -1,0 +1,92 @@
+"""What an idle daemon costs: fifty services run on two devices and nobody asks for anything."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.figures import Figure, Spread
+from benchmarks.rpc import exchange
+from benchmarks.stage import FIFTY, Stage
+
+TICKS = os.sysconf("SC_CLK_TCK")
+MANY = 10_000
+
+
+def measure(stage: Stage) -> Iterator[Figure]:
+    """Watch the process for a while, in windows; at least one full round of health probes is in each."""
+    window_s, windows = (16.0, 4) if not stage.quick else (0.5, 2)
+    for backend in stage.backends:
+        daemon = stage.fifty(backend)
+        pid = daemon.rpc("daemon.hello")["pid"]
+        ready = len(daemon.ready())
+        assert ready == FIFTY, f"only {ready} of {FIFTY} services are ready"
+        shares: list[float] = []
+        wakes: list[float] = []
+        for _ in range(windows):
+            before, woken = cpu_s(pid), switches(pid)
+            begun = time.monotonic()
+            time.sleep(window_s)
+            seconds = time.monotonic() - begun
+            shares.append(100 * (cpu_s(pid) - before) / seconds)
+            wakes.append((switches(pid) - woken) / seconds)
+        resident = resident_mib(pid)
+        exchange(daemon.socket, stage.times(MANY, 100))
+        watched = f"{FIFTY} ready services on two devices, {windows} windows of {window_s:g} s; {backend.words}"
+        yield Figure(
+            benchmark="idle",
+            name=f"CPU, {backend.name}",
+            spread=Spread.of(shares),
+            unit="% of a core",
+            goal=1.0,
+            how=f"user and system time of the daemon's process: {watched}",
+        )
+        yield Figure(
+            benchmark="idle",
+            name=f"wake-ups, {backend.name}",
+            spread=Spread.of(wakes),
+            unit="/s",
+            digits=0,
+            how="voluntary context switches of all threads, in the same windows",
+        )
+        yield Figure(
+            benchmark="idle",
+            name=f"resident memory, {backend.name}",
+            spread=Spread.of([resident]),
+            unit="MiB",
+            goal=70.0,
+            digits=1,
+            how="VmRSS after these windows",
+        )
+        yield Figure(
+            benchmark="idle",
+            name=f"resident memory after {stage.times(MANY, 100)} requests, {backend.name}",
+            spread=Spread.of([resident_mib(pid)]),
+            unit="MiB",
+            goal=70.0,
+            digits=1,
+            how="VmRSS after that many `status.get` of one client",
+        )
+
+
+def cpu_s(pid: int) -> float:
+    """User and system time so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def switches(pid: int) -> int:
+    """Voluntary context switches so far, of all threads."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(field(task / "status", "voluntary_ctxt_switches") for task in tasks)
+
+
+def resident_mib(pid: int) -> float:
+    return field(Path(f"/proc/{pid}/status"), "VmRSS") / 1024
+
+
+def field(path: Path, name: str) -> int:
+    for line in path.read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1])
+    raise LookupError(f"{path} has no {name}")

@@ -1,0 +1,256 @@
+"""A whole switch against its critical path.
+
+The path is computed from the same commands run directly in the same round: how long each leaving service takes
+from SIGTERM until it is gone and its memory free, how long each incoming one from exec until it can answer 200,
+put together along the gates that memory and dependencies demand, with everything else overlapping perfectly.
+No daemon can be faster; what it takes longer is its own.
+"""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from benchmarks.figures import Figure, Spread
+from benchmarks.plot import Bar, timeline
+from benchmarks.stage import Stage, free_ports
+from benchmarks.witness import Death
+from gpumodd.demo.model_server import boottime
+from gpumodd.demo.table import Device, DeviceTable
+from tests.support.daemon import GPU, TOTAL_MIB, Daemon
+
+Placed = Mapping[tuple[str, str], tuple[float, float]]  # (what, service) -> begin and end, seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """One of the four: its model server's arguments, its memory, and whose release it waits for."""
+
+    arguments: tuple[str, ...]
+    vram_mib: int
+    needs: tuple[str, ...] = ()
+    room_from: tuple[str, ...] = ()
+    linger_ms: int = 0
+
+    @property
+    def server(self) -> tuple[str, ...]:
+        return (*self.arguments, "--linger-ms", str(self.linger_ms)) if self.linger_ms else self.arguments
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """Two services leave, two come. Nothing but these gates keeps them apart."""
+
+    name: str
+    words: str
+    leaving: Mapping[str, Service]
+    coming: Mapping[str, Service]
+
+    def ideal(self, took: Mapping[str, float]) -> Placed:
+        """When everything happens if all that may overlap does."""
+        placed: dict[tuple[str, str], tuple[float, float]] = {}
+
+        def place(what: str, service: str, seconds: float, after: list[tuple[str, str]]) -> None:
+            begin = max((placed[other][1] for other in after), default=0.0)
+            placed[what, service] = (begin, begin + seconds)
+
+        for name in self.leaving:  # dependents stand first
+            dependents = [other for other, service in self.leaving.items() if name in service.needs]
+            place("stop", name, took[name], [("stop", other) for other in dependents])
+            place("release", name, self.leaving[name].linger_ms / 1000, [("stop", name)])
+        for name, service in self.coming.items():  # what is needed stands first
+            gates = [("release", other) for other in service.room_from] + [("start", other) for other in service.needs]
+            place("start", name, took[name], gates)
+        return placed
+
+
+# One device of 24564 MiB, of which 512 are reserved: what comes fits only where something has left.
+SCENARIOS = (
+    Scenario(
+        name="fan",
+        words="each of two starts waits for one of two releases",
+        leaving={
+            "fan-out-a": Service(arguments=("--term-s", "0.2"), vram_mib=9_000, linger_ms=300),
+            "fan-out-b": Service(arguments=("--term-s", "0.7"), vram_mib=15_000, linger_ms=200),
+        },
+        coming={
+            "fan-in-a": Service(arguments=("--load-s", "1.2"), vram_mib=9_000, room_from=("fan-out-a",)),
+            "fan-in-b": Service(
+                arguments=("--load-s", "0.9", "--late-listen"), vram_mib=15_000, room_from=("fan-out-b",)
+            ),
+        },
+    ),
+    Scenario(
+        name="chain",
+        words="a dependent leaves before what it needs, another comes after what it needs",
+        leaving={
+            "chain-out-top": Service(
+                arguments=("--term-s", "0.1"), vram_mib=4_000, needs=("chain-out-low",), linger_ms=100
+            ),
+            "chain-out-low": Service(arguments=("--term-s", "0.4"), vram_mib=20_000, linger_ms=300),
+        },
+        coming={
+            "chain-in-low": Service(arguments=("--load-s", "0.7"), vram_mib=19_000, room_from=("chain-out-low",)),
+            "chain-in-top": Service(
+                arguments=("--load-s", "0.3", "--late-listen"),
+                vram_mib=5_000,
+                needs=("chain-in-low",),
+                room_from=("chain-out-low", "chain-out-top"),
+            ),
+        },
+    ),
+)
+
+
+@dataclass
+class Rounds:
+    """What the rounds of one scenario found, in seconds."""
+
+    switch: list[float] = field(default_factory=list)
+    path: list[float] = field(default_factory=list)
+    ideal: Placed = field(default_factory=dict)  # of the last round …
+    operation: dict[str, Any] = field(default_factory=dict)  # … and what the daemon made of it
+
+
+def measure(stage: Stage) -> Iterator[Figure]:
+    """Rounds: the daemon gets ready, the commands run directly, the daemon switches."""
+    for backend in stage.backends:
+        found = {scenario.name: Rounds() for scenario in SCENARIOS}
+        with stage.daemon(backend, "switch") as daemon:
+            configure(daemon)
+            daemon.start()
+            for _ in range(stage.times(7, 1)):
+                for scenario in SCENARIOS:
+                    one_round(daemon, scenario, found[scenario.name])
+            assert not daemon.refusals(), "a device was over-committed"
+        for scenario in SCENARIOS:
+            rounds = found[scenario.name]
+            stage.plot(f"switching-{scenario.name}-{backend.name}", chart(scenario, rounds, backend.words))
+            yield Figure(
+                benchmark="switching",
+                name=f"switch / critical path, {scenario.name}, {backend.name}",
+                spread=Spread.ratio(rounds.switch, rounds.path),
+                unit="×",
+                goal=1.05,
+                digits=3,
+                how=f"{scenario.words}; from the client's request to its answer; {backend.words}",
+            )
+            yield Figure(
+                benchmark="switching",
+                name=f"above the critical path, {scenario.name}, {backend.name}",
+                spread=Spread.of(1000 * (s - p) for s, p in zip(rounds.switch, rounds.path, strict=True)),
+                unit="ms",
+                digits=0,
+                how="the same as a difference",
+            )
+
+
+def configure(daemon: Daemon) -> None:
+    """All scenarios' services and modes on one device."""
+    daemon.table.create(Device(GPU, 0, TOTAL_MIB))
+    services = {name: s for scenario in SCENARIOS for name, s in [*scenario.leaving.items(), *scenario.coming.items()]}
+    for (name, service), port in zip(services.items(), free_ports(len(services)), strict=True):
+        daemon.service(name, service.vram_mib, *service.server, port=port, depends_on=list(service.needs))
+    for scenario in SCENARIOS:
+        daemon.mode(f"{scenario.name}-before", *scenario.leaving)
+        daemon.mode(f"{scenario.name}-after", *scenario.coming)
+
+
+def one_round(daemon: Daemon, scenario: Scenario, rounds: Rounds) -> None:
+    """One switch there, the commands directly, one switch on."""
+    daemon.switch(f"{scenario.name}-before")
+    took = {name: leave_directly(daemon, name, service) for name, service in scenario.leaving.items()}
+    took |= {name: come_directly(daemon, name, service) for name, service in scenario.coming.items()}
+    rounds.ideal = scenario.ideal(took)
+    begun = boottime()
+    rounds.operation = daemon.switch(f"{scenario.name}-after")
+    rounds.switch.append(boottime() - begun)
+    rounds.path.append(max(end for _, end in rounds.ideal.values()))
+
+
+# -- the same commands without a daemon -----------------------------------------------------------------------
+
+
+def come_directly(daemon: Daemon, name: str, service: Service) -> float:
+    """Seconds from exec until it can answer 200, by its own account."""
+    with DirectServer(daemon, name, service) as server:
+        return server.able_at - server.begun
+
+
+def leave_directly(daemon: Daemon, name: str, service: Service) -> float:
+    """Seconds from SIGTERM until the process is gone."""
+    with DirectServer(daemon, name, service) as server:
+        death = Death(server.process.pid)
+        begun = boottime()
+        server.process.send_signal(signal.SIGTERM)
+        return death.at() - begun
+
+
+class DirectServer:
+    """A service's own command line on a device and a port of its own."""
+
+    def __init__(self, daemon: Daemon, name: str, service: Service) -> None:
+        table = DeviceTable(daemon.root / "direct.table")
+        table.create(Device(GPU, 0, TOTAL_MIB))
+        command = [daemon.python, "-m", "gpumodd.demo.model_server", "--table", str(table.path)]
+        command += ["--port", str(free_ports(1)[0]), "--vram-mib", str(service.vram_mib), "--alias", name]
+        self.begun = boottime()
+        self.process = subprocess.Popen(
+            [*command, *service.server],
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": GPU},
+            cwd=daemon.root,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> "DirectServer":
+        assert self.process.stdout is not None
+        missing = {"ready", "listening"}
+        for line in self.process.stdout:
+            at, event, *_ = line.split()
+            missing.discard(event)
+            if not missing:
+                self.able_at = float(at)
+                return self
+        raise RuntimeError(f"it ended with {self.process.wait()} before it was ready")
+
+    def __exit__(self, *exc: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+# -- the picture ----------------------------------------------------------------------------------------------
+
+SHOWN = {"stop": "stop", "wait_release": "release", "start": "start", "wait_ready": "start"}
+
+
+def chart(scenario: Scenario, rounds: Rounds, backend: str) -> str:
+    """The last round, the ideal below what happened."""
+    zero = seconds(rounds.operation["created_at"])
+    bars: list[Bar] = []
+    for name in [*scenario.leaving, *scenario.coming]:
+        real = [
+            Bar(
+                row=name,
+                kind=SHOWN[step["verb"]],
+                begin=seconds(step["started_at"]) - zero,
+                end=seconds(step["finished_at"]) - zero,
+            )
+            for step in rounds.operation["steps"]
+            if step["service"] == name and step["verb"] in SHOWN
+        ]
+        best = [
+            Bar(row=name, kind="ideal", begin=begin, end=end)
+            for (_, service), (begin, end) in rounds.ideal.items()
+            if service == name
+        ]
+        bars += real + best
+    return timeline(f"{scenario.name}: {scenario.words} ({backend})", bars)
+
+
+def seconds(at: str) -> float:
+    """An RFC 3339 time as seconds."""
+    return datetime.fromisoformat(at).timestamp()
