@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support.machine import HANDLERS
 from tests.support.rpc import served
+
+settings.register_profile("patient", deadline=None)  # a busy machine is no finding
+settings.load_profile("patient")
 
 # Ctrl-C works in it even where the tests themselves run with it ignored, in the background of a script.
 ALLOW = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
