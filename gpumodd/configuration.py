@@ -1,0 +1,167 @@
+"""The configuration in force: read anew, compared, taken over, and its mode files changed on a client's behalf.
+
+Owns which configuration the daemon works with. A configuration with errors is never taken over: the last good one
+stays, and the errors say where they are.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import anyio.to_thread
+import msgspec
+import structlog
+
+from gpumodd.config import modes as mode_files
+from gpumodd.config.errors import ConfigProblem
+from gpumodd.config.load import Loaded, load
+from gpumodd.core import events as ev
+from gpumodd.core.specs import Catalog
+from gpumodd.drivers.api import UnitFile
+from gpumodd.ports import Units
+from gpumodd.runtime.bus import Bus
+from gpumodd.runtime.definitions import Definitions
+from gpumodd.runtime.loop import Loop
+from gpumodd.wire import methods as m
+from gpumodd.wire import types as t
+from gpumodd.wire.errors import RpcError
+
+log = structlog.get_logger("gpumodd.configuration")
+
+
+class Configuration:
+    """One directory's configuration. It is also the renderer of units: a reload brings its own templates."""
+
+    def __init__(self, directory: Path, loaded: Loaded) -> None:
+        self._directory = directory
+        self._loaded = loaded
+        self.definitions = definitions_of(loaded)
+        self._loop: Loop
+        self._units: Units
+        self._bus: Bus
+
+    def attach(self, loop: Loop, units: Units, bus: Bus) -> None:
+        """From now on changes reach these."""
+        self._loop, self._units, self._bus = loop, units, bus
+
+    # -- the port UnitFiles -----------------------------------------------------------------------------------
+
+    def render(self, unit: UnitFile, *, environment_file: str) -> str:
+        """As the configuration's templates say."""
+        return self._loaded.renderer.render(unit, environment_file=environment_file)
+
+    def render_environment(self, env: Mapping[str, str]) -> str:
+        """As systemd's EnvironmentFile has it."""
+        return self._loaded.renderer.render_environment(env)
+
+    # -- reading anew -----------------------------------------------------------------------------------------
+
+    async def check(self) -> t.ConfigCheck:
+        """What is wrong with what is on disk now."""
+        loaded = await anyio.to_thread.run_sync(load, self._directory)
+        return t.ConfigCheck(problems=[_problem(p) for p in loaded.problems])
+
+    async def reload(self, restart_changed: bool) -> t.Reload:
+        """Take over what is on disk; with errors everything stays as it was."""
+        loaded = await anyio.to_thread.run_sync(load, self._directory)
+        before = self.definitions.catalog
+        if loaded.errors:
+            log.warning("reload_refused", errors=len(loaded.errors))
+            unchanged = sorted({*before.services, *before.modes})
+            return t.Reload(unchanged=unchanged, errors=[_problem(p) for p in loaded.errors])
+        self._loaded = loaded
+        await self._units.apply(loaded.unit_files)
+        self.definitions = definitions_of(loaded)
+        await self._loop.handled(ev.CatalogLoaded(at=self._loop.now(), catalog=loaded.catalog))
+        result = _difference(before, loaded.catalog)
+        log.info("reloaded", added=len(result.added), changed=len(result.changed), removed=len(result.removed))
+        if restart_changed:
+            result.restarted = await self._restart(result.changed)
+        self._bus.publish(self._loop.now(), "config", msgspec.to_builtins(result))
+        return result
+
+    async def _restart(self, changed: list[str]) -> list[str]:
+        """Restart what runs with an old definition."""
+        tracks = self._loop.engine.state.tracks
+        running = [s for s in changed if s in self.definitions.catalog.services and s in tracks and not tracks[s].gone]
+        for service in running:
+            await self._loop.request(partial(self._restart_request, service))
+        return running
+
+    def _restart_request(self, service: str, number: int) -> ev.Request:
+        now = self._loop.now()
+        return ev.ServiceRequested(at=now, request=number, actor="reload", kind="restart", service=service)
+
+    # -- mode files -------------------------------------------------------------------------------------------
+
+    async def write_mode(self, params: m.ModeCreateParams) -> None:
+        """Write a new mode's file and take it over; a mode that does not check leaves no file."""
+        if params.id in self.definitions.catalog.modes:
+            raise RpcError("conflict", f"cannot create mode {params.id!r}: it exists", hint="delete it first")
+        write = partial(
+            mode_files.write,
+            self._directory,
+            id=params.id,
+            name=params.name,
+            description=params.description,
+            services=params.services,
+        )
+        await self._change(write, undo=partial(mode_files.remove, self._directory, params.id))
+
+    async def remove_mode(self, id: str) -> None:
+        """Remove a mode's file."""
+        if id == "blank":
+            raise RpcError("conflict", "cannot delete mode 'blank': it always exists")
+        await self._change(partial(mode_files.remove, self._directory, id))
+
+    async def _change(self, work: Callable[[], object], *, undo: Callable[[], object] | None = None) -> None:
+        try:
+            await anyio.to_thread.run_sync(work)
+        except OSError as error:
+            raise RpcError("invalid_config", f"cannot change the configuration: {error.strerror}") from None
+        result = await self.reload(False)
+        if not result.errors:
+            return
+        if undo is not None:
+            await anyio.to_thread.run_sync(undo)
+        raise RpcError(
+            "invalid_config",
+            f"cannot use it: {result.errors[0].message}",
+            hint=result.errors[0].hint,
+            details={"errors": msgspec.to_builtins(result.errors)},
+        )
+
+
+def definitions_of(loaded: Loaded) -> Definitions:
+    """A loaded configuration as the shell uses it."""
+    return Definitions(
+        catalog=loaded.catalog,
+        unit_files=loaded.unit_files,
+        probes=loaded.probes,
+        device_env={s: partial(loaded.device_env, s) for s in loaded.catalog.services},
+    )
+
+
+def _problem(problem: ConfigProblem) -> t.ConfigProblem:
+    return t.ConfigProblem(
+        message=problem.message,
+        code=problem.code,
+        file=problem.file,
+        line=problem.line,
+        column=problem.column,
+        path=problem.path,
+        hint=problem.hint,
+    )
+
+
+def _difference(before: Catalog, after: Catalog) -> t.Reload:
+    """What changed, by service and mode id; a service counts as changed when anything it is started with differs."""
+    old: dict[str, object] = {**before.modes, **before.services}
+    new: dict[str, object] = {**after.modes, **after.services}
+    same = {i for i in old.keys() & new.keys() if old[i] == new[i]}
+    return t.Reload(
+        added=sorted(new.keys() - old.keys()),
+        changed=sorted((old.keys() & new.keys()) - same),
+        removed=sorted(old.keys() - new.keys()),
+        unchanged=sorted(same),
+    )
