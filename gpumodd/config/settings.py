@@ -39,7 +39,7 @@ class SettingsRead:
         values: dict[str, Any] = {} if section is None else section.model_dump()
         command: tuple[str, ...] = tuple(values.pop("command", ()))
         if command and command[0].startswith("~"):
-            command = (str(Path(command[0]).expanduser()), *command[1:])
+            command = (_expanded(command[0]), *command[1:])
         return DriverContext(command=command, settings=values)
 
 
@@ -87,9 +87,19 @@ def _programs(main: Document, drivers: Mapping[str, Mapping[str, Any]]) -> Itera
     """A program is a name for PATH or a whole path: a daemon has no directory for others to start at."""
     for name, section in drivers.items():
         program = next(iter(section.get("command", ())), None)
-        if program is not None and (not program or ("/" in program and not program.startswith(("/", "~")))):
+        if program is None or program.startswith("/") or (program and "/" not in program and program[0] != "~"):
+            continue
+        if not program.startswith("~") or not _expanded(program).startswith("/"):
             message = f"cannot use the program {shown(program)}: it is neither a name nor a whole path"
             yield problem_at(main, ("drivers", name, "command", 0), message)
+
+
+def _expanded(program: str) -> str:
+    """`~` expanded; as it is when there is no such home directory."""
+    try:
+        return str(Path(program).expanduser())
+    except RuntimeError:
+        return program
 
 
 def _leaves(value: Mapping[str, Any], place: Place = ()) -> Iterator[tuple[Place, Any]]:

@@ -38,6 +38,8 @@ def write_example(target: Path, force: bool = False) -> list[Path]:
     if there and not force:
         more = f" and {len(there) - 10} more" if len(there) > 10 else ""
         raise FileExistsError(f"cannot write the example to {target}: it has {', '.join(there[:10])}{more}")
+    if os.path.lexists(target) and not target.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:  # mkdir says so of a parent that is a file

@@ -50,11 +50,18 @@ def check_model(spec: ServiceSpec, what: str) -> list[DriverError]:
 
 def absolute(path: str, directory: str | None = None) -> str:
     """`~` expanded; a relative path starts at `directory` (`options.cwd`), else at the home directory."""
-    expanded = Path(path).expanduser()
+    expanded = _expanded(path)
     if expanded.is_absolute():
         return str(expanded)
-    start = Path.home() if directory is None else Path(directory).expanduser()
+    start = Path.home() if directory is None else _expanded(directory)
     return str(start / expanded)
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # `~name` of nobody, or no home directory at all
+        raise DriverError(f"cannot find the home directory in {path!r}", hint="write the whole path") from None
 
 
 def directory(cwd: str | None) -> str | None:

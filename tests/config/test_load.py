@@ -276,12 +276,26 @@ class TestDrivers:
         assert loaded.errors == ()
         assert loaded.catalog.services["s"].requires_file == "/nowhere/model.gguf"
 
+    @pytest.mark.parametrize(
+        "driver, key", [("llamacpp", "model"), ("vllm", "model"), ("vllm", "cwd"), ("exec", "command")]
+    )
+    def test_a_home_directory_of_nobody(self, tree, driver, key):
+        path = "~nobody-of-that-name/x"
+        keys = {"model": path if key == "model" else "m"}
+        options = {"cwd": f"{{cwd: {path}}}", "command": f"{{command: [{path}]}}"}.get(key, "{}")
+        tree.service("s", driver=driver, options=options, **keys)
+        errors = tree.errors()
+        assert len(errors) == 1
+        assert "cannot find the home directory in '~nobody-of-that-name/x'" in errors[0]
+
     def test_commands_come_from_the_settings(self, tree):
         tree.write("gpumodd.yaml", "drivers: {vllm: {command: [~/bin/vllm, 'serve']}}")
         tree.service("s", driver="vllm", model="m", options="{}")
         assert tree.load().unit_files["s"].argv[:3] == (str(Path.home() / "bin/vllm"), "serve", "m")
 
-    @pytest.mark.parametrize("command", ["[./vllm]", "[bin/vllm]", "['']", "[]", "vllm", "{}"])
+    @pytest.mark.parametrize(
+        "command", ["[./vllm]", "[bin/vllm]", "['']", "[]", "vllm", "{}", "[~nobody-of-that-name/vllm]"]
+    )
     def test_a_command_that_cannot_be_found(self, tree, command):
         tree.write("gpumodd.yaml", f"drivers: {{vllm: {{command: {command}}}}}")
         errors = tree.errors()
