@@ -17,7 +17,7 @@ def tell_refused(invocation: Invocation, refused: Refused) -> int:
         invocation.document(refused.raw)
     note(invocation, error.message, error.data.hint)
     for reason in _dicts(error.data.details.get("reasons")):
-        _tell_reason(invocation, reason)
+        _tell_reason(invocation, reason, told=(error.message, error.data.hint))
     operation = error.data.details.get("operation")
     shown = tell_operation(invocation, operation) if isinstance(operation, dict) else set()
     tell_log(invocation, "", error.data.details.get("log"), shown)
@@ -69,10 +69,12 @@ def tell_log(invocation: Invocation, service: str, log: Any, shown: set[tuple[st
     invocation.note(*(f"  | {line}" for line in lines))
 
 
-def _tell_reason(invocation: Invocation, reason: Mapping[str, Any]) -> None:
-    words = text.clean(f"{reason.get('code', '?')}: {reason.get('message', '')}")
-    hint = text.clean(str(reason.get("hint") or ""))
-    invocation.note(f"  {words}", *([f"    hint: {hint}"] if hint else []))
+def _tell_reason(invocation: Invocation, reason: Mapping[str, Any], *, told: tuple[str, str]) -> None:
+    """One reason, without what the error itself has said already."""
+    code, message, hint = (str(reason.get(key) or "") for key in ("code", "message", "hint"))
+    invocation.note(text.clean(f"  {code}" if message in told[0] else f"  {code}: {message}"))
+    if hint and hint != told[1]:
+        invocation.note(text.clean(f"    hint: {hint}"))
 
 
 def _dicts(value: Any) -> Iterable[Mapping[str, Any]]:

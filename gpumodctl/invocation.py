@@ -134,15 +134,18 @@ class Invocation:
 
 def ago(at: str | None) -> str:
     """How long ago an RFC 3339 time was, roughly; a dash when it is not known."""
-    if not at:
-        return "-"
+    then = seconds_of(at)
+    return "-" if then is None else duration(max(time.time() - then, 0.0))
+
+
+def seconds_of(at: str | None) -> float | None:
+    """An RFC 3339 time in seconds since the epoch; None when it is not one."""
     from datetime import datetime
 
     try:
-        seconds = time.time() - datetime.fromisoformat(at).timestamp()
-    except ValueError:
-        return text.clean(at)
-    return duration(max(seconds, 0.0))
+        return datetime.fromisoformat(at).timestamp() if at else None
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def duration(seconds: float) -> str:

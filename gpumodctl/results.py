@@ -12,7 +12,7 @@ _BLOCKS = ("started", "woken", "stopped", "slept", "kept")
 def show_operation_result(invocation: Invocation, operation: Operation, headline: str) -> None:
     """What an operation did, as blocks of service ids."""
     lasted = "" if operation.seconds is None else f" ({duration(operation.seconds)})"
-    invocation.say(invocation.out.paint(text.clean(headline) + lasted, "bold"))
+    invocation.say(invocation.out.paint(f"{text.clean(headline)}{lasted}.", "bold"))
     for block in _BLOCKS:
         ids: list[str] = getattr(operation, block)
         if ids:

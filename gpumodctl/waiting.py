@@ -11,10 +11,10 @@ import msgspec
 from msgspec import Raw
 
 from gpumodctl import text
-from gpumodctl.client import Client, decode
-from gpumodctl.invocation import Invocation, duration
+from gpumodctl.client import Client, Refused, Unreachable, decode
+from gpumodctl.invocation import Invocation, duration, seconds_of
 from gpumodd.wire.session import Notification, Reply
-from gpumodd.wire.types import Operation, Progress, Step
+from gpumodd.wire.types import Operation, Progress, Status, Step
 
 _ASK_EVERY_S = 1.0
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
@@ -72,11 +72,10 @@ class _View:
     def __init__(self, invocation: Invocation) -> None:
         self.operation = ""
         self.redraws = invocation.err.redraws and not invocation.json
+        self._tells = not self.redraws and not invocation.json
         self._invocation = invocation
         self._err = invocation.err
         self._steps: dict[str, Step] = {}
-        self._began: dict[str, float] = {}
-        self._lasted: dict[str, float] = {}
         self._asked = -1
         self._ask_at = 0.0
         self._drawn = 0
@@ -101,14 +100,10 @@ class _View:
     def _note_step(self, step: Step) -> None:
         before = self._steps.get(step.id)
         self._steps[step.id] = step
-        now = time.monotonic()
-        if step.state == "running":
-            self._began.setdefault(step.id, now)
-        elif step.id in self._began:
-            self._lasted.setdefault(step.id, now - self._began[step.id])
-        if not self.redraws and not self._invocation.json and (before is None or before.state != step.state):
-            after = f" ({duration(self._lasted[step.id])})" if step.id in self._lasted else ""
-            self._invocation.note(f"{_title(step)}: {step.state}{after}")
+        changed = before is None or before.state != step.state
+        if self._tells and changed and step.state != "pending":
+            elapsed = _elapsed(step) if step.finished_at else ""
+            self._invocation.note(f"{_title(step)}: {step.state}" + (f" ({elapsed})" if elapsed else ""))
 
     def draw(self, client: Client) -> None:
         """Draw the table over the one drawn before; ask for the whole plan now and then."""
@@ -128,8 +123,8 @@ class _View:
 
     def tell_detached(self) -> None:
         """Say what goes on and how to stop it."""
-        if self.operation:
-            id = text.clean(self.operation)
+        id = text.clean(self.operation or _running_operation(self._invocation))
+        if id:
             self._invocation.note(
                 f"Detached: operation {id} goes on. Cancel it with `gpumodctl operation cancel {id}`, "
                 f"wait for it with `gpumodctl operation wait {id}`."
@@ -159,14 +154,9 @@ class _View:
     def _line(self, step: Step) -> str:
         marks = _MARKS if self._err.unicode else _ASCII_MARKS
         mark = self._spinner() if step.state == "running" else marks.get(step.state, "?")
-        elapsed = ""
-        if step.id in self._lasted:
-            elapsed = duration(self._lasted[step.id])
-        elif step.state == "running":
-            elapsed = duration(time.monotonic() - self._began.setdefault(step.id, time.monotonic()))
         room = self._err.columns - 14
         title = text.pad(text.cut(_title(step), room), room)
-        return self._err.paint(f"{mark} {title} {elapsed:>10}", _STYLES.get(step.state, ""))
+        return self._err.paint(f"{mark} {title} {_elapsed(step):>10}", _STYLES.get(step.state, ""))
 
     def _spinner(self) -> str:
         frames = _SPINNER if self._err.unicode else "|/-\\"
@@ -175,3 +165,21 @@ class _View:
 
 def _title(step: Step) -> str:
     return text.clean(f"{step.verb.replace('_', ' ')} {step.service or step.device or ''}".strip())
+
+
+def _elapsed(step: Step) -> str:
+    """How long a step took or has been running."""
+    began, ended = seconds_of(step.started_at), seconds_of(step.finished_at)
+    if began is None or (ended is None and step.state != "running"):
+        return ""
+    return duration(max((time.time() if ended is None else ended) - began, 0.0))
+
+
+def _running_operation(invocation: Invocation) -> str:
+    """The id of whatever runs now, where nobody told us what we began; empty when that cannot be found out."""
+    try:
+        with invocation.connect(timeout_s=1.0) as client:
+            status = msgspec.json.decode(client.call("status.get"), type=Status)
+    except (Refused, Unreachable, msgspec.DecodeError, RecursionError):
+        return ""
+    return status.operation.id if status.operation else ""

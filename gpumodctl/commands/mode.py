@@ -41,7 +41,7 @@ def show(invocation: Invocation, id: str) -> None:
         [
             ("ID", shown.id),
             ("Name", shown.name),
-            ("Description", shown.description),
+            ("Description", shown.description or None),
             ("Active", "yes" if shown.active else "no"),
             ("Total VRAM", "unknown" if shown.vram_mib is None else f"{shown.vram_mib} MiB"),
         ]
@@ -76,7 +76,7 @@ def status(invocation: Invocation) -> None:
         [
             ("Active Mode", now.mode or "none"),
             ("Name", active.name if active else None),
-            ("Description", active.description if active else None),
+            ("Description", active.description or None if active else None),
             ("Services", active.services or "none" if active else None),
             ("Total VRAM", None if total is None else f"{total} MiB"),
             ("State", now.state),

@@ -68,7 +68,7 @@ def wait(invocation: Invocation, id: str) -> int:
     if invocation.json:
         invocation.document(raw)
     else:
-        show_operation_result(invocation, ended, f"Operation {ended.id}: {ended.state.replace('_', ' ')}.")
+        show_operation_result(invocation, ended, f"Operation {ended.id}: {ended.state.replace('_', ' ')}")
     if ended.state != "succeeded":
         if ended.error is not None:
             failures.note(invocation, ended.error.message, ended.error.hint)

@@ -127,7 +127,7 @@ def _action(verb: str, done: str, help: str) -> Command:
     @click.pass_obj
     def action(invocation: Invocation, id: str, no_wait: bool, force: bool) -> int:
         params: dict[str, Any] = {"id": id} | ({"force": True} if force else {})
-        return begin(invocation, f"service.{verb}", params, no_wait=no_wait, headline=f"Service {id} {done}.")
+        return begin(invocation, f"service.{verb}", params, no_wait=no_wait, headline=f"Service {id} {done}")
 
     assert isinstance(action, Command)
     return action

@@ -32,7 +32,7 @@ def switch(
         params["quiesce"] = False
     if on_failure:
         params["on_failure"] = on_failure
-    return begin(invocation, "mode.switch", params, no_wait=no_wait, headline=f"Mode {mode} is active.")
+    return begin(invocation, "mode.switch", params, no_wait=no_wait, headline=f"Mode {mode} is active")
 
 
 def begin(invocation: Invocation, method: str, params: dict[str, object], *, no_wait: bool, headline: str) -> int:

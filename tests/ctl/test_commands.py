@@ -135,7 +135,7 @@ def test_simulate_of_what_does_not_fit(ctl):
 def test_switch_shows_only_the_blocks_that_have_something(ctl):
     result = ctl("switch", "rag")
     assert result.stdout == (
-        "Mode rag is active. (3.2 s)\nStarted:\n  vllm-embedding\nStopped:\n  whisper\nKept:\n  vllm-embedding-code\n"
+        "Mode rag is active (3.2 s).\nStarted:\n  vllm-embedding\nStopped:\n  whisper\nKept:\n  vllm-embedding-code\n"
     )
     assert result.stderr == "stop whisper: done\nstart vllm-embedding: done\nwait ready vllm-embedding: done\n"
 

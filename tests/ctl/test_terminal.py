@@ -81,7 +81,7 @@ def test_the_table_is_drawn_again_and_taken_away(machine):
 def test_a_finished_switch_on_a_terminal(machine):
     with Terminal(machine, "switch", "rag") as terminal:
         assert terminal.end() == 0
-        assert "Mode rag is active." in terminal.seen
+        assert "Mode rag is active (3.2 s)." in terminal.seen
 
 
 @pytest.mark.parametrize("env", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
