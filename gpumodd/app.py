@@ -168,7 +168,13 @@ class _Shell:
         self._views = Views(engine, clock)
         self._devices = DeviceWatcher(devices, units, host, self._loop)
         self._health = HealthWatcher(HttpProber(clock), units, self._loop, lambda: configuration.definitions)
-        self._inspector = Inspector(units, self._devices, host, lambda: configuration.definitions)
+        self._inspector = Inspector(
+            units=units,
+            devices=self._devices,
+            host=host,
+            loop=self._loop,
+            definitions=lambda: configuration.definitions,
+        )
         self._teller = Teller(self._bus, self._loop, event=self._views.event, problem=self._shown)
         self._dispatcher = Dispatcher(
             units=units,

@@ -63,7 +63,7 @@ class Admission:
     def inspected(self, event: ev.Inspected) -> None:
         """The facts are in: refuse, or begin."""
         intent = self._intents.pop(event.effect, None)
-        self._state.host = event.host
+        self._state.host = event.host or self._state.host
         fold.devices(self._state, event.devices)
         if intent is None or self._state.observing:
             return

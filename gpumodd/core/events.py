@@ -105,7 +105,7 @@ class Inspected(EffectEnded):
     """An Inspect ended: everything a preflight judges, taken after it was asked for."""
 
     devices: DevicesFact
-    host: HostFact
+    host: HostFact | None
     services: tuple[InspectFact, ...]
 
 

@@ -113,6 +113,7 @@ class InspectFact:
 
     service: str
     port_holder: str = ""  # who listens on its port although it should be free; empty = nobody or the unit itself
+    error: str = ""  # why it could not be looked at
     file_missing: str = ""  # the required file (or program) that is absent or unreadable, with the reason
 
 

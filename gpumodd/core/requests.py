@@ -164,6 +164,15 @@ def reasons_against(state: State, intent: Intent, proposed: Plan, facts: Inspect
 def _preflight(state: State, fact: InspectFact) -> list[Reason]:
     spec = state.catalog.services[fact.service]
     reasons: list[Reason] = []
+    if fact.error:
+        reasons.append(
+            Reason(
+                code="driver_error",
+                message=f"cannot start {spec.id}: {fact.error}",
+                hint="`gpumodctl status` shows whether the service manager answers",
+                service=spec.id,
+            )
+        )
     if fact.port_holder:
         reasons.append(
             Reason(

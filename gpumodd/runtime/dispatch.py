@@ -4,7 +4,8 @@ Batches are taken in order. What follows a Save in its batch waits until that is
 follows is not carried out and says so.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import anyio
 import anyio.abc
@@ -138,12 +139,11 @@ class Dispatcher:
     async def _start(self, effect: fx.StartUnit) -> None:
         service = effect.service
         log.info("start", service=service, devices=",".join(effect.devices) or None)
-        result, error = JobResult.FAILED.value, ""
-        try:
-            env = self._definitions().environment(service, effect.devices)
-            result = (await self._units.start(service, env)).value
-        except PortError as trouble:
-            error = trouble.message
+
+        async def start() -> JobResult:
+            return await self._units.start(service, self._definitions().environment(service, effect.devices))
+
+        result, error = await self._job(start)
         await self._loop.post(
             ev.UnitStarted(at=self._loop.now(), effect=effect.id, service=service, result=result, error=error)
         )
@@ -152,11 +152,7 @@ class Dispatcher:
     async def _stop(self, effect: fx.StopUnit) -> None:
         service = effect.service
         log.info("stop", service=service)
-        result, error = JobResult.FAILED.value, ""
-        try:
-            result = (await self._units.stop(service)).value
-        except PortError as trouble:
-            error = trouble.message
+        result, error = await self._job(partial(self._units.stop, service))
         await self._loop.post(
             ev.UnitStopped(at=self._loop.now(), effect=effect.id, service=service, result=result, error=error)
         )
@@ -165,32 +161,40 @@ class Dispatcher:
 
     async def _kill(self, effect: fx.KillUnit) -> None:
         log.warning("kill", service=effect.service)
-        error = ""
-        try:
-            await self._units.kill(effect.service)
-        except PortError as trouble:
-            error = trouble.message
+        _, error = await self._job(partial(self._units.kill, effect.service))
         await self._loop.post(ev.UnitKilled(at=self._loop.now(), effect=effect.id, service=effect.service, error=error))
         await self._refresh(effect.service)
 
+    async def _job(self, work: Callable[[], Awaitable[JobResult | None]]) -> tuple[str, str]:
+        """Do it, and say in the core's words how it ended: the job's result, and the backend's refusal if any."""
+        try:
+            return (await work() or JobResult.DONE).value, ""
+        except PortError as error:
+            return JobResult.FAILED.value, error.message
+        except Exception as error:  # a bug of ours must not leave an effect without an end
+            log.error("effect_failed", exc_info=error)
+            return JobResult.FAILED.value, f"the daemon made a mistake: {type(error).__name__}"
+
     async def _refresh(self, service: str) -> None:
         """The state that goes with a finished job must be seen, changed or not."""
-        try:
-            await self._units.refresh(service)
-        except PortError as error:
-            log.warning("cannot_refresh", service=service, error=error.message)
+        _, error = await self._job(partial(self._units.refresh, service))
+        if error:
+            log.warning("cannot_refresh", service=service, error=error)
 
     # -- looking ----------------------------------------------------------------------------------------------
 
     async def _inspect(self, effect: fx.Inspect) -> None:
-        await self._loop.post(await self._inspector.inspect(effect.id, effect.services, self._loop.now))
+        await self._loop.post(await self._inspector.inspect(effect.id, effect.services))
 
     async def _logs(self, effect: fx.ReadLogs) -> None:
         lines: list[str] = []
-        try:
-            lines = await self._units.logs(effect.service, lines=LOG_LINES, this_run=True)
-        except PortError as error:
-            lines = [f"(cannot read its log: {error.message})"]
+
+        async def read() -> None:
+            lines.extend(await self._units.logs(effect.service, lines=LOG_LINES, this_run=True))
+
+        _, error = await self._job(read)
+        if error:
+            lines = [f"(cannot read its log: {error})"]
         await self._loop.post(
             ev.LogsRead(at=self._loop.now(), effect=effect.id, service=effect.service, lines=tuple(lines))
         )

@@ -8,7 +8,7 @@ import structlog
 from gpumodd.core import attention
 from gpumodd.core import events as ev
 from gpumodd.core.facts import DeviceFact, DevicesFact
-from gpumodd.ports import Devices, Host, Units
+from gpumodd.ports import Devices, Host, PortError, Units
 from gpumodd.runtime.loop import Loop
 
 log = structlog.get_logger("gpumodd.devices")
@@ -52,7 +52,11 @@ class DeviceWatcher:
     async def post_sample(self) -> None:
         """Sample and post, host memory beside it."""
         fact = await self.sample()
-        await self._loop.post(ev.DevicesSampled(at=self._loop.now(), fact=fact, host=self._host.memory()))
+        try:
+            host = self._host.memory()
+        except PortError:
+            host = None  # the last figure stays
+        await self._loop.post(ev.DevicesSampled(at=self._loop.now(), fact=fact, host=host))
 
     async def run(self) -> None:
         """Sample until cancelled; leave a GPU alone that the system powered down while nothing of ours runs."""
