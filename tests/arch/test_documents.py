@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
-from gpumodctl.cli import main as gpumodctl
+from gpumodctl.cli import cli as gpumodctl
 from gpumodd.cli import main as gpumodd
 from tests.arch.source import ROOT
 
