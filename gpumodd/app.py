@@ -52,6 +52,7 @@ from gpumodd.runtime.watch_devices import DeviceWatcher
 from gpumodd.runtime.watch_health import HealthWatcher
 from gpumodd.runtime.watch_units import watch_units
 from gpumodd.wire import paths
+from gpumodd.wire.errors import RpcError
 
 log = structlog.get_logger("gpumodd")
 
@@ -233,7 +234,10 @@ class _Shell:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async for number in signals:
                 if number == signal.SIGHUP:
-                    await self._configuration.reload(False)
+                    try:
+                        await self._configuration.reload(False)
+                    except RpcError as error:
+                        log.error("cannot_reload", error=error.message)
                 else:
                     self._stop.set()
 

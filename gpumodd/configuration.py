@@ -18,7 +18,7 @@ from gpumodd.config.load import Loaded, load
 from gpumodd.core import events as ev
 from gpumodd.core.specs import Catalog
 from gpumodd.drivers.api import UnitFile
-from gpumodd.ports import Units
+from gpumodd.ports import PortError, Units
 from gpumodd.runtime.bus import Bus
 from gpumodd.runtime.definitions import Definitions
 from gpumodd.runtime.loop import Loop
@@ -62,15 +62,20 @@ class Configuration:
         return t.ConfigCheck(problems=[_problem(p) for p in loaded.problems])
 
     async def reload(self, restart_changed: bool) -> t.Reload:
-        """Take over what is on disk; with errors everything stays as it was."""
+        """Take over what is on disk; with errors everything stays as it was. Raises RpcError when units cannot be
+        written: what they run is then not changed either."""
         loaded = await anyio.to_thread.run_sync(load, self._directory)
         before = self.definitions.catalog
         if loaded.errors:
             log.warning("reload_refused", errors=len(loaded.errors))
             unchanged = sorted({*before.services, *before.modes})
             return t.Reload(unchanged=unchanged, errors=[_problem(p) for p in loaded.errors])
-        self._loaded = loaded
-        await self._units.apply(loaded.unit_files)
+        before_that, self._loaded = self._loaded, loaded
+        try:
+            await self._units.apply(loaded.unit_files)
+        except PortError as error:
+            self._loaded = before_that
+            raise RpcError("failed", error.message, hint=error.hint, details={"code": error.code}) from None
         self.definitions = definitions_of(loaded)
         await self._loop.handled(ev.CatalogLoaded(at=self._loop.now(), catalog=loaded.catalog))
         result = _difference(before, loaded.catalog)

@@ -6,7 +6,7 @@ may begin and is not in flight is dispatched (`core.course`). Time is `event.at`
 
 from dataclasses import replace
 
-from gpumodd.core import deadlines, drift, fold, ops, outcomes, requests
+from gpumodd.core import conditions, deadlines, drift, fold, ops, outcomes, requests
 from gpumodd.core import effects as fx
 from gpumodd.core import events as ev
 from gpumodd.core.admission import Admission
@@ -42,6 +42,7 @@ class Engine:
                 deadlines.expire(self.state, self._outbox)
                 self._course.advance()
                 drift.heal(self.state, self._admission)
+            conditions.note(self.state)
             self._journal.record()
         return self._outbox.take()
 
@@ -139,7 +140,8 @@ class Engine:
         state = self.state
         state.started_at = event.at
         for op in event.operations:
-            state.put(op)
-            self._journal.recalled(op)
+            # Whoever was to read a log or wait for room ended with the last daemon.
+            state.put(replace(op, logs_of=None, blocked_since=None))
+            self._journal.recalled(state.operations[op.id])
         if event.snapshot is not None:
             state.restore(event.snapshot, same_boot=event.same_boot)
