@@ -131,29 +131,21 @@ class Sandbox:
         """Where generated units belong."""
         return self.home / ".config/systemd/user"
 
-    def popen(
-        self,
-        argv: Sequence[str | Path],
-        *,
-        env: Mapping[str, str] | None = None,
-        cwd: Path | None = None,
-        **kw: Any,
-    ) -> subprocess.Popen[Any]:
-        """Start a process inside, as the sandbox's user, in a cgroup that is not the manager's; its pid is
-        the program's own. Its environment is the sandbox's and `env` on top, nothing of the test run's."""
+    def inside(self, *argv: str | Path, cwd: Path = REPOSITORY) -> list[str]:
+        """The command line that runs this one inside, as the sandbox's user, in a cgroup that is not the
+        manager's."""
         assert self._holder is not None
-        inside = f'echo 0 >"/sys/fs/cgroup/{self._slice}/session.scope/cgroup.procs" && cd "$0" && exec "$@"'
+        enter = f'echo 0 >"/sys/fs/cgroup/{self._slice}/session.scope/cgroup.procs" && cd "$0" && exec "$@"'
         drop = ["setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups"] if self.uid else []
-        command = [
-            "nsenter",
-            f"--mount=/proc/{self._holder.pid}/ns/mnt",
-            "sh",
-            "-c",
-            inside,
-            cwd or REPOSITORY,
-        ]
-        words = [str(word) for word in (*command, *drop, *argv)]
-        return subprocess.Popen(words, env={**self.env, **(env or {})}, **kw)
+        namespace = f"--mount=/proc/{self._holder.pid}/ns/mnt"
+        return [str(word) for word in ("nsenter", namespace, "sh", "-c", enter, cwd, *drop, *argv)]
+
+    def popen(
+        self, argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None, cwd: Path = REPOSITORY, **kw: Any
+    ) -> subprocess.Popen[Any]:
+        """Start a process inside; its pid is the program's own. Its environment is the sandbox's and `env` on top,
+        nothing of the test run's."""
+        return subprocess.Popen(self.inside(*argv, cwd=cwd), env={**self.env, **(env or {})}, **kw)
 
     def run(self, argv: Sequence[str | Path], *, check: bool = True, timeout: float = 30, **kw: Any) -> str:
         """Run a process inside to its end and return its output, errors included."""

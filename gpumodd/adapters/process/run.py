@@ -143,13 +143,19 @@ def make_order(file: UnitFile, env: Mapping[str, str], log: LogFile, record: Pat
         "argv": file.argv,
         "program": program,
         "env": tuple(env.items()),
-        "cwd": file.working_directory or env.get("HOME", "/"),
+        "cwd": file.working_directory or _home(env),
         "stop_timeout_s": file.stop_timeout_s,
         "kill_signal": signal.Signals[file.kill_signal].value,
         "log": str(log.path),
         "log_bytes": log.size,
         "record": str(record),
     }
+
+
+def _home(env: Mapping[str, str]) -> str:
+    """Nobody asked for this directory: one that does not exist is no reason not to run."""
+    home = env.get("HOME", "")
+    return home if home.startswith("/") and Path(home).is_dir() else "/"
 
 
 def encode(what: Any) -> bytes:

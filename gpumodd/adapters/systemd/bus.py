@@ -78,12 +78,17 @@ class Connection:
         return self._lost.result()
 
     def close(self) -> None:
+        """Once."""
         self.lose("closed")
         self._hangup.close()
         os.close(self._socket)
         for slot in self._slots:
             slot.close()
+        self._slots.clear()
         self._bus.close()
+        # Now, not when the garbage collector comes by: an SdBus that is deallocated removes the event loop's reader of
+        # its descriptor's *number*, and by then that may be the next connection's (sdbus 0.14.3).
+        del self._bus
 
     async def call(self, what: str, path: str, member: str, signature: str = "", *args: Any) -> Any:
         """Call a method, `member` with its interface before it; `what` completes "cannot …" in the error."""

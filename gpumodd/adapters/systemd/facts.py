@@ -16,6 +16,7 @@ from gpumodd.core.facts import Active, Ended, UnitFact
 
 CLD_EXITED = 1  # the codes of waitid(2), as ExecMainCode has them
 MICROSECOND = 1e-6
+EARLY_US = 1_000_000
 GONE = (Active.INACTIVE, Active.FAILED)
 RUNS = (Active.ACTIVE, Active.ACTIVATING)
 
@@ -45,7 +46,9 @@ class UnitState:
 
     service: str
     fact: UnitFact | None = None
-    started_us: int = 0  # wall time of the newest start, which the journal understands
+    asked_us: int = 0  # wall time of our newest StartUnit
+    started_us: int = 0  # wall time from when on output is the newest run's; what the journal understands
+    ended_us: int = 0  # wall time when the newest run ended
     pending: dict[str, Any] = field(default_factory=dict)  # the service's properties, until the unit's come
     start_job: int = 0  # the job that began the run; any other job that is there when it ends has ended it
 
@@ -57,22 +60,18 @@ class UnitState:
         job = int((properties.get("Job") or (0, "/"))[0])
         main_pid = int(properties.get("MainPID", 0)) or None
         before = self.fact
-        if active in GONE and main_pid:
-            # A start in the making: the next change tells of the new run.
-            invocation, main_pid = "", None
+        if active in GONE and main_pid:  # a start in the making: the next change tells of the new run
             if before is not None:
                 return before
+            invocation, main_pid = "", None
         new_run = bool(invocation) and (before is None or before.invocation != invocation)
         if new_run:
             self.start_job = job if continuous or active is Active.ACTIVATING else 0
-        was_running = new_run or (before is not None and before.active in RUNS)
         ended = None if new_run or before is None or active in RUNS else before.ended
-        if was_running and active not in RUNS and ended is None:
-            if active in GONE and not continuous:
-                ended = None
-            else:
-                ended = Ended.JOB if job and job != self.start_job else Ended.EXIT
-        self.started_us = int(properties.get("InactiveExitTimestamp", 0)) or self.started_us
+        left = active not in RUNS and (new_run or (before is not None and before.active in RUNS))
+        if left and (continuous or active not in GONE):
+            ended = Ended.JOB if job and job != self.start_job else Ended.EXIT
+        self._take_times(properties, new_run=new_run)
         result = str(properties.get("Result", ""))
         self.fact = UnitFact(
             service=self.service,
@@ -91,6 +90,15 @@ class UnitState:
             ),
         )
         return self.fact
+
+    def _take_times(self, properties: Mapping[str, Any], *, new_run: bool) -> None:
+        """systemd takes the time of a start after the fork, when the first lines may be written already. Nothing of
+        them is older than what asked for the start, if that was us, nor than the end of the run before."""
+        left, entered = (int(properties.get(f"Inactive{way}Timestamp", 0)) for way in ("Exit", "Enter"))
+        if new_run and left:
+            bounds = (left - EARLY_US, self.asked_us, self.ended_us, entered)
+            self.started_us = max(bound for bound in bounds if bound <= left)
+        self.ended_us = max(self.ended_us, entered)
 
     def unloaded(self, at: float) -> UnitFact:
         """The manager does not know this unit: it does not run, and how it ended is known if it was seen."""

@@ -25,23 +25,30 @@ class Journal:
 
     async def tail(self, identifier: str, *, lines: int, since_us: int = 0) -> list[str]:
         """The last lines under this identifier, oldest first; `since_us` is wall time in microseconds."""
+        if lines <= 0:
+            return []
         options = [
-            *("--identifier", identifier, f"_UID={os.getuid()}", "--lines", str(max(lines, 0))),
+            *("--identifier", identifier, f"_UID={os.getuid()}"),
+            # Backwards, because with --since the lines are counted from there, and the first ones would come.
+            *("--lines", str(lines), "--reverse"),
             # `cat` writes the message and nothing else, `all` also what is long or not text.
-            *("--output", "cat", "--all", "--quiet", "--no-pager", "--no-hostname"),
+            *("--output", "cat", "--all", "--quiet", "--no-pager"),
         ]
         if since_us:
             options += ["--since", f"@{since_us // 1_000_000}.{since_us % 1_000_000:06}"]
-        return split(await self._run(options), lines)
+        return newest_first(await self._run(options))[:lines][::-1]
 
     async def _run(self, options: Sequence[str]) -> bytes:
+        """What it writes, up to the limit."""
         output = b""
         try:
             async with await anyio.open_process([*self._command, *options], stdin=None) as process:
-                assert process.stdout is not None
+                assert process.stdout is not None and process.stderr is not None
                 async for chunk in process.stdout:
-                    output = (output + chunk)[-AT_MOST:]
-                assert process.stderr is not None
+                    output += chunk
+                    if len(output) > AT_MOST:
+                        process.kill()
+                        return output[:AT_MOST]
                 complaint = b"".join([chunk async for chunk in process.stderr])[-500:]
         except OSError as error:
             raise _unreadable(str(error)) from error
@@ -50,12 +57,10 @@ class Journal:
         return output
 
 
-def split(output: bytes, lines: int) -> list[str]:
-    """Whole lines, whatever their bytes; only the newest when a message had several."""
-    found = output.decode(errors="replace").split("\n")
-    if not found[-1]:
-        found.pop()
-    return [line[:LONGEST] for line in found[-lines:]] if lines > 0 else []
+def newest_first(output: bytes) -> list[str]:
+    return (
+        [line.decode(errors="replace")[:LONGEST] for line in output.removesuffix(b"\n").split(b"\n")] if output else []
+    )
 
 
 def _unreadable(why: str) -> PortError:

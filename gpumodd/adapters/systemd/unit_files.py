@@ -61,7 +61,8 @@ class UnitDirectory:
     def selection(self, service: str) -> dict[str, str]:
         """The device selection of the last start."""
         try:
-            first = self._environment(service).open(encoding="utf-8").readline()
+            with self._environment(service).open(encoding="utf-8") as file:
+                first = file.readline()
             found = json.loads(first.removeprefix(SELECTION)) if first.startswith(SELECTION) else {}
         except (OSError, ValueError):
             return {}

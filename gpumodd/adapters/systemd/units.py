@@ -251,6 +251,8 @@ class SystemdUnits:
 
     async def start(self, service: str, env: Mapping[str, str]) -> JobResult:
         await anyio.to_thread.run_sync(self._files.select, service, env)
+        if (state := self._states.get(service)) is not None:
+            state.asked_us = int(self._clock.wall() * 1_000_000)
         return await self._job(f"start {service}", "StartUnit", service)
 
     async def stop(self, service: str) -> JobResult:
