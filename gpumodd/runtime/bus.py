@@ -4,12 +4,10 @@ A subscriber that does not keep up is dropped with a final `None` and can resume
 as the backlog reaches back that far.
 """
 
+import asyncio
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
-
-import anyio
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 BACKLOG = 2000
 QUEUE = 500
@@ -26,43 +24,35 @@ class Happening:
 
 
 class Subscription:
-    """One subscriber's queue: iterate it; it ends when the subscriber was too slow, or closed it."""
+    """One subscriber's queue; it ends when the subscriber was too slow."""
 
     def __init__(self, bus: "Bus", topics: Collection[str] | None) -> None:
         self._bus = bus
-        self.topics = frozenset(topics) if topics is not None else None
-        sender, receiver = anyio.create_memory_object_stream[Happening](QUEUE)
-        self._sender: MemoryObjectSendStream[Happening] = sender
-        self._receiver: MemoryObjectReceiveStream[Happening] = receiver
+        self._topics = frozenset(topics) if topics is not None else None
+        self._queue: asyncio.Queue[Happening | None] = asyncio.Queue()
 
     def wants(self, happening: Happening) -> bool:
         """Is this its topic?"""
-        return self.topics is None or happening.topic in self.topics
+        return self._topics is None or happening.topic in self._topics
 
     def offer(self, happening: Happening) -> bool:
-        """Queue it; False when the queue is full and the subscriber is dropped."""
-        try:
-            self._sender.send_nowait(happening)
-        except (anyio.WouldBlock, anyio.BrokenResourceError, anyio.ClosedResourceError):
+        """Queue it; False when the queue is full."""
+        if self._queue.qsize() >= QUEUE:
             return False
+        self._queue.put_nowait(happening)
         return True
 
     async def get(self) -> Happening | None:
         """The next event, or None when there will be no more."""
-        try:
-            return await self._receiver.receive()
-        except (anyio.EndOfStream, anyio.ClosedResourceError):
-            return None
+        return await self._queue.get()
 
     def end(self) -> None:
         """No more events come; what is queued can still be read."""
-        self._sender.close()
+        self._queue.put_nowait(None)
 
     def close(self) -> None:
         """The subscriber is gone."""
         self._bus.forget(self)
-        self._sender.close()
-        self._receiver.close()
 
 
 class Bus:

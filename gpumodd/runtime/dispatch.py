@@ -4,6 +4,7 @@ Batches are taken in order. What follows a Save in its batch waits until that is
 follows is not carried out and says so.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -23,7 +24,6 @@ from gpumodd.runtime.watch_devices import DeviceWatcher
 log = structlog.get_logger("gpumodd.dispatch")
 
 LOG_LINES = 50
-BATCHES = 10_000
 STATE_UNWRITABLE = "the state file cannot be written"
 
 
@@ -48,18 +48,18 @@ class Dispatcher:
         self._announce = announce
         self._loop = loop
         self._definitions = definitions
-        self._send, self._receive = anyio.create_memory_object_stream[tuple[fx.Effect, ...]](BATCHES)
+        self._batches: asyncio.Queue[tuple[fx.Effect, ...]] = asyncio.Queue()
         self._unsaved = False
 
     def submit(self, effects: tuple[fx.Effect, ...]) -> None:
         """Queue a batch."""
-        self._send.send_nowait(effects)
+        self._batches.put_nowait(effects)
 
     async def run(self) -> None:
         """Carry out batches until cancelled."""
         async with anyio.create_task_group() as tasks:
-            async for batch in self._receive:
-                await self._batch(batch, tasks)
+            while True:
+                await self._batch(await self._batches.get(), tasks)
 
     async def _batch(self, batch: tuple[fx.Effect, ...], tasks: anyio.abc.TaskGroup) -> None:
         for i, effect in enumerate(batch):

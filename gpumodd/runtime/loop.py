@@ -4,6 +4,7 @@ Owns the engine, the event queue, the timer for the engine's next deadline, and 
 no I/O of its own: effects go to `runtime.dispatch`.
 """
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -38,7 +39,7 @@ class Loop:
         self.clock = clock
         self.submit: Callable[[tuple[fx.Effect, ...]], None] = lambda _: None
         self.after_batch: list[Callable[[], None]] = []
-        self._send, self._receive = anyio.create_memory_object_stream[ev.Event](QUEUE)
+        self._queue: asyncio.Queue[ev.Event] = asyncio.Queue(QUEUE)
         self._waiting: dict[int, Waiting] = {}
         self._handled: dict[int, anyio.Event] = {}
         self._next_request = 1
@@ -54,11 +55,7 @@ class Loop:
 
     async def post(self, event: ev.Event) -> None:
         """Queue an event; waits while the queue is full."""
-        await self._send.send(event)
-
-    def post_nowait(self, event: ev.Event) -> None:
-        """Queue an event from synchronous code; a full queue is a bug of ours and raises."""
-        self._send.send_nowait(event)
+        await self._queue.put(event)
 
     async def handled(self, event: ev.Event) -> None:
         """Queue an event and wait until the engine has taken it."""
@@ -108,12 +105,9 @@ class Loop:
         deadline = self.engine.next_deadline()
         batch: list[ev.Event] = []
         with anyio.move_on_after(None if deadline is None else max(0.0, deadline - self.now())):
-            batch.append(await self._receive.receive())
-        while len(batch) < BATCH:
-            try:
-                batch.append(self._receive.receive_nowait())
-            except anyio.WouldBlock:
-                break
+            batch.append(await self._queue.get())
+        while len(batch) < BATCH and not self._queue.empty():
+            batch.append(self._queue.get_nowait())
         return batch or [ev.Ticked(at=self.now())]
 
     def _handle(self, batch: list[ev.Event]) -> None:

@@ -52,7 +52,13 @@ class Memory:
 
     async def save(self, snapshot: Snapshot, operations: Collection[Operation]) -> None:
         """Make both durable in one transaction; raises PortError."""
-        stored = _StoredSnapshot(format=FORMAT, boot_id=self._clock.boot_id(), epoch=self._epoch, snapshot=snapshot)
+        stored = _StoredSnapshot(
+            format=FORMAT,
+            boot_id=self._clock.boot_id(),
+            epoch=self._epoch,
+            snapshot=snapshot,
+            units_backend=self.units_backend,
+        )
         rows = [
             StoredOperation(
                 id=op.id,
