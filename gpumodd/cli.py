@@ -1,87 +1,102 @@
 """The daemon's command line: `gpumodd run | init | check | schema | demo | version`.
 
-Each command imports what it needs when it runs. Errors are one line that says what to do, never a traceback.
+Each command imports what it needs when it runs. Owns the way from an exception to an exit code: what goes wrong is
+one line that says what, and one that says what to do, never a traceback. Exit codes: 0 done, 1 failed, 2 usage,
+130 Ctrl-C.
 """
 
 import json
+import os
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import click
 
 from gpumodd import __version__
 
-CONTEXT = {"help_option_names": ["-h", "--help"]}
+
+class Failed(Exception):
+    """A command that cannot be done: what is wrong, and what would help."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
 
 
-@click.group(context_settings=CONTEXT)
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="gpumodd", message="%(prog)s %(version)s", help="Print the version.")
 def main() -> None:
     """Decides which model servers own this machine's GPUs. `gpumodctl` talks to it."""
 
 
-@main.command()
+@main.command(short_help="Run the daemon in the foreground.")
 def run() -> None:
-    """Run the daemon in the foreground; logs go to stderr."""
+    """Run the daemon in the foreground, until SIGTERM or Ctrl-C; logs go to stderr.
+
+    SIGHUP reads the configuration again.
+    """
     import anyio
 
     from gpumodd.app import ConfigurationError, Places
     from gpumodd.app import run as run_daemon
-    from gpumodd.config.check import report
-    from gpumodd.ports import PortError
+    from gpumodd.config.check import problems
     from gpumodd.telemetry import log
-    from gpumodd.wire.paths import PathError
 
     log.configure()
     try:
         anyio.run(run_daemon, Places.from_environment())
     except ConfigurationError as error:
-        click.echo(report(error.loaded), err=True, nl=False)
-        _fail("cannot start: the configuration has errors", "`gpumodd check` lists them; nothing was touched")
-    except (PortError, PathError) as error:
-        _fail(error.message, error.hint)
+        first = error.loaded.errors[0]
+        if first.code == "no_configuration":
+            message = f"cannot start: there is no configuration directory {error.loaded.directory}"
+            raise Failed(message, "`gpumodd init` makes one") from None
+        for line in problems(error.loaded):
+            click.echo(line, err=True)
+        raise Failed("cannot start: the configuration has errors", "`gpumodd check` lists them, too") from None
 
 
-@main.command()
+@main.command(short_help="Write an example configuration.")
 @click.argument("directory", required=False, type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Overwrite files that exist.")
 def init(directory: Path | None, force: bool) -> None:
-    """Write a commented example configuration (to the default place, or DIRECTORY)."""
+    """Write a commented example configuration to DIRECTORY, else to the place where `gpumodd run` looks."""
     from gpumodd.config.shipped import write_example
-    from gpumodd.wire.paths import PathError
 
+    target = _config_dir(directory)
     try:
-        target = _config_dir(directory)
         written = write_example(target, force=force)
     except FileExistsError as error:
-        _fail(str(error), "move them away, name another directory, or pass --force")
+        raise Failed(str(error), "move them away, name another directory, or pass --force") from None
     except OSError as error:
-        _fail(f"cannot write the example: {error.filename}: {error.strerror}", "name a directory of yours")
-    except PathError as error:
-        _fail(error.message, error.hint)
-    else:
-        click.echo(f"{len(written)} files written to {target}")
+        raise Failed(f"cannot write the example to {target}: {_told(error)}", "name a directory of yours") from None
+    click.echo(f"{len(written)} files written to {target}")
+    if directory is None:
         click.echo("next: edit them, then `gpumodd check` and `gpumodd run`")
+    else:
+        click.echo(f"next: edit them, then `gpumodd check {directory}`; GPUMODD_CONFIG_DIR makes `gpumodd run` use it")
 
 
-@main.command()
+@main.command(short_help="Validate a configuration, offline.")
 @click.argument("directory", required=False, type=click.Path(path_type=Path))
-@click.option("-v", "--verbose", is_flag=True, help="Also list every setting and who set it.")
-def check(directory: Path | None, verbose: bool) -> None:
-    """Validate a configuration, offline: every problem at once. Exit 0 when there is no error, else 1."""
+@click.option("-v", "--verbose", is_flag=True, help="List every setting, also those with their default value.")
+def check(directory: Path | None, verbose: bool) -> int:
+    """Validate the configuration in DIRECTORY, else the one that `gpumodd run` would use.
+
+    Tells every problem at once, and where each setting that is not the default comes from. Exit code 0 when there
+    is no error, else 1.
+    """
     from gpumodd.config.check import report
     from gpumodd.config.load import load
-    from gpumodd.wire.paths import PathError
 
-    try:
-        loaded = load(_config_dir(directory))
-    except PathError as error:
-        _fail(error.message, error.hint)
-    else:
-        click.echo(report(loaded, verbose=verbose), nl=False)
-        sys.exit(1 if loaded.errors else 0)
+    loaded = load(_config_dir(directory))
+    click.echo(report(loaded, verbose=verbose), nl=False)
+    return 1 if loaded.errors else 0
 
 
-@main.command()
+@main.command(short_help="Print a JSON Schema, for editors.")
 @click.argument("kind", type=click.Choice(["gpumodd", "service", "mode"]))
 def schema(kind: str) -> None:
     """Print the JSON Schema of one kind of configuration file, for editors."""
@@ -90,19 +105,44 @@ def schema(kind: str) -> None:
     click.echo(json.dumps(json_schema(kind), indent=2))
 
 
-@main.command()
+@main.command(short_help="Show a switch without GPU and systemd.")
 @click.option("--fast", is_flag=True, help="Shorter loads, for tests.")
-def demo(fast: bool) -> None:
-    """Show a switch between modes on simulated devices; no GPU and no systemd needed."""
+def demo(fast: bool) -> int:
+    """Show switches between modes on a simulated device; no GPU and no systemd needed.
+
+    A real daemon, a real client and model servers without models run in a temporary directory and end with it.
+    """
     from gpumodd.demo.show import show
 
-    sys.exit(show(fast=fast))
+    return show(fast=fast)
 
 
-@main.command()
+@main.command(short_help="Print the version.")
 def version() -> None:
     """Print the version."""
     click.echo(f"gpumodd {__version__}")
+
+
+def run_command(args: list[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    from gpumodd.ports import PortError
+    from gpumodd.wire.paths import PathError
+
+    try:
+        # Commands give back nothing or an exit code; click's own ends (--help) give back 0.
+        code: Any = main.main(args, prog_name="gpumodd", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.ClickException as error:
+        error.show(sys.stderr)
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except (Failed, PortError, PathError) as error:
+        return _fail(error.message, error.hint)
+    except BrokenPipeError:
+        return 1  # whoever read our output has left
+    except OSError as error:
+        return _fail(f"cannot go on: {_told(error)}")
 
 
 def _config_dir(directory: Path | None) -> Path:
@@ -111,8 +151,12 @@ def _config_dir(directory: Path | None) -> Path:
     return directory if directory is not None else Path(paths.config_dir())
 
 
-def _fail(message: str, hint: str = "") -> None:
-    click.echo(f"gpumodd: {message}", err=True)
-    if hint:
-        click.echo(f"  {hint}", err=True)
-    sys.exit(1)
+def _told(error: OSError) -> str:
+    reason = (os.strerror(error.errno) if error.errno else str(error)).lower()
+    return f"{error.filename}: {reason}" if error.filename else reason
+
+
+def _fail(message: str, hint: str = "") -> int:
+    with suppress(OSError):  # nobody may hear it; the exit code says it, too
+        click.echo(f"gpumodd: {message}" + (f"\n  {hint}" if hint else ""), err=True)
+    return 1

@@ -1,21 +1,31 @@
-"""The report of `gpumodd check`: text for people, one problem a line, values with their source on request."""
+"""The report of `gpumodd check`: text for people, one problem a line, then the settings with their source."""
+
+from collections.abc import Iterator
 
 from gpumodd.config.errors import one_line
-from gpumodd.config.load import Loaded
+from gpumodd.config.load import MAIN, Loaded
 
 
 def report(loaded: Loaded, *, verbose: bool = False) -> str:
-    """Every problem as `file:line:column: path: message`, then a summary; ends with a line break."""
+    """Every problem as `file:line:column: path: message`, then the settings somebody chose (`verbose`: all of them)
+    with who says so, then a summary; ends with a line break."""
+    return "\n".join([*problems(loaded), *_settings(loaded, verbose), _summary(loaded)]) + "\n"
+
+
+def problems(loaded: Loaded) -> list[str]:
+    """Every problem as `file:line:column: path: message`."""
     directory = "" if _missing(loaded) else str(loaded.directory)
-    lines = [problem.text(directory) for problem in loaded.problems]
-    if verbose:
-        width = max((len(key) for key in loaded.by_key), default=0)
-        lines += [
-            one_line(f"{key:<{width}}  {_shown(setting.value)}  ({setting.source})")
-            for key, setting in loaded.by_key.items()
-        ]
-    lines.append(_summary(loaded))
-    return "\n".join(lines) + "\n"
+    return [problem.text(directory) for problem in loaded.problems]
+
+
+def _settings(loaded: Loaded, verbose: bool) -> Iterator[str]:
+    listed = {key: setting for key, setting in loaded.by_key.items() if verbose or setting.chosen}
+    width = max((len(key) for key in listed), default=0)
+    for key, setting in listed.items():
+        yield one_line(f"{key:<{width}}  {_shown(setting.value)}  ({setting.source})")
+    left = len(loaded.by_key) - len(listed)
+    if left and not any(problem.file == MAIN or problem.file.startswith("$") for problem in loaded.errors):
+        yield f"{left} {'more ' if listed else ''}settings have their default values (--verbose lists them)"
 
 
 def _summary(loaded: Loaded) -> str:

@@ -22,6 +22,12 @@ class Setting:
 
     value: object
     source: str
+    default: object = None
+
+    @property
+    def chosen(self) -> bool:
+        """Does it differ from the default, or come from where nobody looks?"""
+        return self.value != self.default or self.source.startswith("environment ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +69,11 @@ def read(main: Document, environ: Mapping[str, str], registry: Registry) -> Sett
     values = settings.model_dump()
     values["drivers"] |= {name: section.model_dump() for name, section in plugins.items()}
     problems += _programs(main, values["drivers"])
+    defaults = dict(_leaves(schema.Settings().model_dump()))
     by_key = {
-        dotted(place): Setting(value=value, source=_source(main, place) if sound else "default")
+        dotted(place): Setting(
+            value=value, source=_source(main, place) if sound else "default", default=defaults.get(place)
+        )
         for place, value in _leaves(values)
     }
     return SettingsRead(settings=settings, plugins=plugins, by_key=by_key, problems=problems)

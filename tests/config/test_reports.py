@@ -22,7 +22,9 @@ class TestCheck:
 
     def test_nothing_wrong(self, tree):
         tree.service("a").mode("m", "a")
-        assert report(tree.load()) == f"{tree.directory}: 1 service, 2 modes, 0 errors, 0 warnings\n"
+        settings, summary = report(tree.load()).splitlines()
+        assert re.fullmatch(r"\d+ settings have their default values \(--verbose lists them\)", settings)
+        assert summary == f"{tree.directory}: 1 service, 2 modes, 0 errors, 0 warnings"
 
     def test_every_line_has_the_form(self, tree):
         tree.service("a", port="x", nmae="y").service("b", driver="vllm", model="m", options="{}", env="{PATH: /x}")
@@ -43,6 +45,20 @@ class TestCheck:
         assert re.search(r"^drivers\.vllm\.command +\[vllm, serve\]  \(default\)$", text, re.MULTILINE)
         assert re.search(r"^policy\.restore_mode_at_start +true  \(default\)$", text, re.MULTILINE)
         assert re.search(r"^devices\.table +null  \(default\)$", text, re.MULTILINE)
+
+    def test_what_somebody_chose_is_told_with_its_source(self, tree):
+        tree.write("gpumodd.yaml", "policy:\n  drift: heal\n  vram_limit: 80%\n")
+        *chosen, left, summary = report(tree.load(GPUMODD_UNITS__BACKEND="auto")).splitlines()
+        assert [" ".join(line.split()) for line in chosen] == [
+            "units.backend auto (environment GPUMODD_UNITS__BACKEND)",
+            "policy.vram_limit 80% (gpumodd.yaml:3:15)",
+        ]
+        assert left == f"{len(tree.load().by_key) - 2} more settings have their default values (--verbose lists them)"
+        assert summary.endswith("0 errors, 0 warnings")
+
+    def test_settings_that_are_wrong_have_no_values(self, tree):
+        tree.write("gpumodd.yaml", "policy: {drift: 1, vram_limit: 80%}\n")
+        assert "default values" not in report(tree.load())
 
     def test_no_directory(self, tmp_path):
         text = report(load(tmp_path / "none", environ={}))
