@@ -1,19 +1,20 @@
 """A machine in virtual time: carries out the engine's effects and feeds back what a real one would.
 
-Deterministic and instant. Delays, failures, late releases and lies are set per service; an independent witness
-checks after every step that no device ever held more than it has.
+Deterministic and instant. Units behave as `tests.core.manager` says; devices, the state file and the daemon's own
+life are here. Delays, failures, late releases and lies are settings. What the engine is fed is recorded, so that a
+run can be replayed; `tests.core.witness` watches from outside.
 """
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from gpumodd.core import attention, conditions
 from gpumodd.core import effects as fx
 from gpumodd.core import events as ev
 from gpumodd.core.engine import Engine
 from gpumodd.core.facts import (
-    Active,
     Answer,
     DeviceFact,
     DevicesFact,
@@ -25,105 +26,143 @@ from gpumodd.core.facts import (
     UnitFact,
 )
 from gpumodd.core.operations import Operation
-from gpumodd.core.phase import Phase
+from gpumodd.core.phase import Health
 from gpumodd.core.specs import BLANK, Catalog, ModeSpec, Policy, ServiceSpec
+from tests.core.manager import Behaviour, Manager, Process
+from tests.core.witness import Witness
 
+__all__ = ["Behaviour", "Machine", "catalog", "service"]
 
-@dataclass
-class Behaviour:
-    """How one model server behaves."""
-
-    load_s: float = 1.0
-    term_s: float = 0.1
-    linger_s: float = 0.0  # memory stays used and unlisted this long after the process is gone
-    takes_mib: int | None = None  # None: what its spec says
-    start_result: str = "done"
-    exit_after_s: float | None = None  # ends by itself this long after its start
-    never_ready: bool = False
-
-
-@dataclass
-class Process:
-    pid: int
-    service: str
-    devices: tuple[str, ...]
-    mib: int
-    invocation: str
-    ready_at: float
+STRANGER_PID = 9
+NOT_CONNECTED = "not connected to the user manager"
 
 
 @dataclass
 class Machine:
-    """Devices, units and a clock; `run_until_idle` lets everything happen that is due to happen."""
+    """Devices, units, a state file and a clock; `run` lets everything happen that is due to happen."""
 
     catalog: Catalog
     devices: dict[str, int] = field(default_factory=lambda: {"GPU-0": 24564})
     behaviours: dict[str, Behaviour] = field(default_factory=dict)
     foreign: dict[str, int] = field(default_factory=dict)  # unlisted memory that is nobody's
+    strangers: dict[str, int] = field(default_factory=dict)  # memory of a listed process that is nobody's
     engine: Engine = field(default_factory=Engine)
     at: float = 1000.0
     save_fails: bool = False
     mem_available_mib: int = 64000
+    silent: bool = False  # the driver does not say what a process holds
+    hung: bool = False  # the driver does not answer: the last sample is all there is
+    lost: set[str] = field(default_factory=set)  # devices that cannot be used
+    taken_ports: set[str] = field(default_factory=set)  # services whose port a stranger holds
+    unit_lag_s: float = 0.0
+    job_lag_s: float = 0.0
+    inspect_s: float = 0.001
+    look_s: float = 1.0  # between looks at devices and health while something moves
 
     def __post_init__(self) -> None:
-        self.queue: list[tuple[float, int, Callable[[], Iterable[ev.Event]]]] = []
+        self.manager = Manager(self)
+        self.witness = Witness(self)
+        self.queue: list[tuple[float, int, Callable[[], None]]] = []
+        self.inbox: list[tuple[float, int, ev.Event]] = []
         self.order = itertools.count()
-        self.pids = itertools.count(100)
-        self.alive: dict[str, Process] = {}
-        self.units: dict[str, UnitFact] = {}
-        self.lingering: list[tuple[float, str, int]] = []
-        self.replies: dict[int, fx.Reply] = {}
-        self.log: list[str] = []  # commands in the order they were given
-        self.saved: list[fx.Save] = []
-        self.overcommits: list[str] = []
         self.requests = itertools.count(1)
+        self.lingering: list[tuple[float, str, int]] = []
+        self.connected = True
+        self.look_at: float | None = None
+        self.sampled: DevicesFact | None = None
+        self.saved = ev.Recovered(at=self.at, snapshot=None)
+        self.dies_after_save = False
+        self._fresh_daemon()
 
-    # -- driving ----------------------------------------------------------------------------------------------
+    def _fresh_daemon(self) -> None:
+        self.replies: dict[int, fx.Reply] = {}
+        self.asked: set[int] = set()
+        self.log: list[str] = []  # commands in the order they were given
+        self.history: list[tuple[tuple[ev.Event, ...], tuple[fx.Effect, ...]]] = []
+        self.life = object()  # of the daemon: what the last one waited for, nobody waits for
+        self.inbox.clear()
 
-    def boot(self, recovered: ev.Recovered | None = None) -> "Machine":
+    # -- the daemon's life ------------------------------------------------------------------------------------
+
+    def boot(self) -> "Machine":
         self.feed(
-            recovered or ev.Recovered(at=self.at, snapshot=None),
+            replace(self.saved, at=self.at),
             ev.CatalogLoaded(at=self.at, catalog=self.catalog),
-            ev.UnitsObserved(at=self.at, facts=tuple(self.units.values()), complete=True),
+            self._units_event(),
             self.sample(),
             ev.ObservationCompleted(at=self.at),
         )
+        self.touch()
         return self
 
-    def feed(self, *events: ev.Event) -> None:
-        for effect in self.engine.handle(*events):
-            self._carry_out(effect)
-        self._witness()
+    def restart_daemon(self, *, same_boot: bool = True) -> None:
+        """`kill -9` and a new start; a reboot takes all services with it."""
+        if not same_boot:
+            self.manager = Manager(self)
+            self.queue.clear()
+            self.lingering.clear()
+        self.engine = Engine()
+        self._fresh_daemon()
+        self.saved = replace(self.saved, same_boot=same_boot)
+        self.boot()
 
-    def later(self, delay: float, what: Callable[[], Iterable[ev.Event]]) -> None:
+    def feed(self, *events: ev.Event) -> None:
+        effects = self.engine.handle(*events)
+        self.history.append((events, effects))
+        life = self.life
+        for i, effect in enumerate(effects):
+            if isinstance(effect, fx.Save) and not self._save(effect):
+                self._give_up(effects[i + 1 :])
+                break
+            self._carry_out(effect)
+            if self.life is not life:
+                return
+        self.witness.look()
+
+    # -- time -------------------------------------------------------------------------------------------------
+
+    def later(self, delay: float, what: Callable[[], None]) -> None:
         heapq.heappush(self.queue, (self.at + delay, next(self.order), what))
 
-    def step(self, horizon: float = 10_000.0) -> bool:
-        """Let the next thing happen; False when nothing is left to happen."""
-        deadline = self.engine.next_deadline()
-        due = self.queue[0][0] if self.queue else None
-        watched = self.busy()
-        times = [t for t in (deadline, due, self.at + 0.02 if watched else None) if t is not None]
+    def post(self, event: ev.Event, lag_s: float = 0.0) -> None:
+        heapq.heappush(self.inbox, (self.at + lag_s, next(self.order), event))
+
+    def touch(self) -> None:
+        """Something has changed that devices or probes show: the watchers will see it in a moment."""
+        soon = self.at + 0.01
+        self.look_at = min(self.look_at or soon, soon)
+
+    def step(self, horizon: float = 10_000_000.0) -> bool:
+        """Let the next thing happen; False when nothing happens before the horizon."""
+        times = [heap[0][0] for heap in (self.queue, self.inbox) if heap]
+        times += [t for t in (self.engine.next_deadline(), self.look_at) if t is not None]
         if not times or min(times) > horizon:
             return False
         self.at = max(self.at, min(times))
-        events: list[ev.Event] = []
         while self.queue and self.queue[0][0] <= self.at:
-            events += heapq.heappop(self.queue)[2]()
-        if watched:
+            heapq.heappop(self.queue)[2]()
+        events: list[ev.Event] = []
+        while self.inbox and self.inbox[0][0] <= self.at:
+            events.append(heapq.heappop(self.inbox)[2])
+        if self.look_at is not None and self.look_at <= self.at:
             events += [self.sample(), *self.probes()]
-        self.feed(*events, ev.Ticked(at=self.at))
+            self.look_at = None
+        self.feed(*(events or [ev.Ticked(at=self.at)]))
+        if self.look_at is None and self.busy():
+            self.look_at = self.at + self.look_s
         return True
 
     def busy(self) -> bool:
-        phases = {t.phase for t in self.engine.state.tracks.values()}
-        moving = {Phase.STARTING, Phase.LOADING, Phase.STOPPING, Phase.RELEASING}
-        return bool(phases & moving) or bool(self.engine.state.windows) or bool(self.engine.state.active_operations())
+        """Do the watchers have reason to look often?"""
+        state = self.engine.state
+        unwell = any((t.health is Health.DEGRADED) != self._sick(s) for s, t in state.tracks.items() if not t.gone)
+        return attention.sampling_s(state) < attention.IDLE_S or bool(state.active_operations()) or unwell
 
-    def run(self, seconds: float = 900.0) -> None:
+    def run(self, seconds: float = 900.0, *, at_most: int = 20_000) -> None:
         end = self.at + seconds
-        for _ in range(200_000):
+        for _ in range(at_most):
             if not self.step(end):
+                self.at = end
                 return
         raise AssertionError("the machine never comes to rest")
 
@@ -131,6 +170,8 @@ class Machine:
 
     def ask(self, kind: str, target: str, **how: object) -> int:
         request = next(self.requests)
+        self.asked.add(request)
+        self.witness.lenient |= bool(how.get("force"))
         if kind == "switch":
             self.feed(ev.SwitchRequested(at=self.at, request=request, mode=target, **how))
         elif kind == "cancel":
@@ -142,7 +183,7 @@ class Machine:
     def do(self, kind: str, target: str, **how: object) -> Operation:
         """Ask, let it run to its end, and return the operation; a refusal raises."""
         request = self.ask(kind, target, **how)
-        for _ in range(100_000):
+        for _ in range(20_000):
             reply = self.replies.get(request)
             if reply is not None:
                 assert reply.operation is not None, reply.refusal
@@ -158,163 +199,250 @@ class Machine:
         assert refusal is not None, "it was not refused"
         return refusal
 
+    def operation(self, request: int) -> Operation:
+        return self.engine.state.operations[self.replies[request].operation]
+
     def phase(self, service: str) -> str:
         return str(self.engine.state.track(service).phase)
 
     def running(self) -> set[str]:
-        return set(self.alive)
+        return {p.service for p in self.manager.processes()}
+
+    def problems(self) -> set[str]:
+        return {p.code for p in conditions.problems(self.engine.state)}
+
+    def standing(self) -> str:
+        return conditions.standing(self.engine.state)
 
     # -- what happens outside ---------------------------------------------------------------------------------
 
     def crash(self, service: str, *, ended: Ended = Ended.EXIT, code: int = 1) -> None:
-        self._end(service, ended=ended, result="exit-code" if ended is Ended.EXIT else "success", code=code)
-        self.feed(ev.UnitsObserved(at=self.at, facts=(self.units[service],)))
+        self.manager.exit(service, ended=ended, code=code)
 
     def begin_outside(self, service: str) -> None:
-        self._begin(service, ("GPU-0",), self.behaviours.get(service, Behaviour()))
-        self.feed(ev.UnitsObserved(at=self.at, facts=(self.units[service],)))
+        self.manager.start(service, tuple(sorted(self.devices))[:1], lambda _: None)
+
+    def disconnect(self) -> None:
+        """The bus breaks: how jobs in flight end, nobody will say."""
+        self.connected = False
+        for unit in self.manager.units.values():
+            for job in (unit.job, unit.queued):
+                if job is not None:
+                    told, job.done = job.done, []
+                    for done in told:
+                        done("lost")
+        self.post(ev.UnitsLost(at=self.at, reason=NOT_CONNECTED))
+
+    def connect(self) -> None:
+        self.connected = True
+        self.post(self._units_event())
 
     # -- facts ------------------------------------------------------------------------------------------------
 
-    def sample(self) -> ev.DevicesSampled:
-        self.lingering = [item for item in self.lingering if item[0] > self.at]
-        devices = []
-        for index, (uuid, total) in enumerate(sorted(self.devices.items())):
-            processes = tuple(
-                ProcessFact(pid=p.pid, used_mib=p.mib // len(p.devices), service=p.service)
-                for p in self.alive.values()
-                if uuid in p.devices and p.mib
-            )
-            used = self.used(uuid)
-            devices.append(
-                DeviceFact(
-                    uuid=uuid,
-                    index=index,
-                    name=f"Sim {index}",
-                    total_mib=total,
-                    used_mib=used,
-                    at=self.at,
-                    processes=processes,
-                )
-            )
-        fact = DevicesFact(at=self.at, backend="simulated", devices=tuple(devices))
-        return ev.DevicesSampled(at=self.at, fact=fact, host=self.host())
+    def changed(self, fact: UnitFact) -> None:
+        if self.connected:
+            self.post(ev.UnitsObserved(at=self.at, facts=(fact,)), self.unit_lag_s)
+        self.touch()
+
+    def freed(self, process: Process, linger_s: float) -> None:
+        for uuid in process.devices:
+            self.lingering.append((self.at + linger_s, uuid, process.on(uuid)))
+        if linger_s and process.mib:
+            self.later(linger_s, self.touch)
+
+    def _units_event(self) -> ev.Event:
+        if not self.connected:
+            return ev.UnitsLost(at=self.at, reason=NOT_CONNECTED)
+        return ev.UnitsObserved(at=self.at, facts=self.manager.complete(), complete=True)
 
     def used(self, uuid: str) -> int:
-        held = sum(p.mib // len(p.devices) for p in self.alive.values() if uuid in p.devices)
+        held = sum(p.on(uuid) for p in self.manager.processes())
         late = sum(mib for until, where, mib in self.lingering if where == uuid and until > self.at)
-        return held + late + self.foreign.get(uuid, 0)
+        return held + late + self.foreign.get(uuid, 0) + self.strangers.get(uuid, 0)
+
+    def sample(self) -> ev.DevicesSampled:
+        self.lingering = [item for item in self.lingering if item[0] > self.at]
+        if self.hung and self.sampled is not None:
+            fact = replace(self.sampled, at=self.at, error="the driver does not answer")
+        else:
+            devices = tuple(self._device(i, uuid) for i, uuid in enumerate(sorted(self.devices)))
+            fact = DevicesFact(at=self.at, backend="simulated", devices=devices)
+            self.sampled = fact
+            self.witness.sampled()
+        return ev.DevicesSampled(at=self.at, fact=fact, host=self.host())
+
+    def _device(self, index: int, uuid: str) -> DeviceFact:
+        known = {d.uuid: d for d in self.sampled.devices} if self.sampled is not None else {}
+        if uuid in self.lost and uuid in known:
+            return replace(known[uuid], lost="it has fallen off the bus")
+        listed = [
+            ProcessFact(pid=p.pid, used_mib=None if self.silent else p.on(uuid), service=p.service)
+            for p in self.manager.processes()
+            if p.on(uuid)
+        ]
+        if self.strangers.get(uuid):
+            listed.append(ProcessFact(pid=STRANGER_PID, used_mib=self.strangers[uuid], name="game"))
+        return DeviceFact(
+            uuid=uuid,
+            index=index,
+            name=f"Sim {index}",
+            total_mib=self.devices[uuid],
+            used_mib=self.used(uuid),
+            at=self.at,
+            processes=tuple(listed),
+            lost="it has fallen off the bus" if uuid in self.lost else "",
+        )
 
     def host(self) -> HostFact:
         return HostFact(at=self.at, mem_available_mib=self.mem_available_mib)
 
     def probes(self) -> list[ev.Probed]:
         found = []
-        for service, process in sorted(self.alive.items()):
-            spec = self.catalog.services.get(service)
-            if spec is None or spec.port is None:
-                continue
-            answer = Answer.HEALTHY if self.at >= process.ready_at else Answer.LOADING
-            fact = ProbeFact(service=service, answer=answer, at=self.at, invocation=process.invocation)
+        for service, probing in attention.probing(self.engine.state).items():
+            process = self.manager.alive(service)
+            if process is None:
+                answer = Answer.REFUSED
+            elif self.at < process.ready_at:
+                answer = Answer.LOADING
+            else:
+                answer = Answer.UNHEALTHY if process.sick else Answer.HEALTHY
+            fact = ProbeFact(service=service, answer=answer, at=self.at, invocation=probing.invocation)
             found.append(ev.Probed(at=self.at, fact=fact))
         return found
 
+    def _sick(self, service: str) -> bool:
+        process = self.manager.alive(service)
+        return process is not None and process.sick and self.at >= process.ready_at
+
+    # -- what the manager asks --------------------------------------------------------------------------------
+
+    def behaviour(self, service: str) -> Behaviour:
+        return self.behaviours.get(service, Behaviour())
+
+    def vram_mib(self, service: str) -> int:
+        spec = self.catalog.services.get(service)
+        return (spec.vram_mib or 0) if spec is not None else 0
+
+    def stop_timeout_s(self, service: str) -> float:
+        spec = self.catalog.services.get(service)
+        return spec.stop_timeout_s if spec is not None else 30.0
+
     # -- effects ----------------------------------------------------------------------------------------------
+
+    def _save(self, effect: fx.Save) -> bool:
+        if self.save_fails:
+            self.post(ev.SaveFailed(at=self.at, message="disk full"))
+            return False
+        stored = {op.id: op for op in (*self.saved.operations, *effect.operations)}
+        self.saved = ev.Recovered(at=self.at, snapshot=effect.snapshot, operations=tuple(stored.values())[-100:])
+        if self.engine.state.unsaved:
+            self.post(ev.SaveWorked(at=self.at))
+        if self.dies_after_save:
+            self.dies_after_save = False
+            self.restart_daemon()
+        return True
+
+    def _give_up(self, effects: tuple[fx.Effect, ...]) -> None:
+        """What follows a Save that failed is not carried out, and says so."""
+        refused = {"service": "", "result": "failed", "error": "the state file cannot be written"}
+        for effect in effects:
+            match effect:
+                case fx.StartUnit():
+                    self.witness.ended(effect)
+                    self.post(ev.UnitStarted(at=self.at, effect=effect.id, **{**refused, "service": effect.service}))
+                case fx.StopUnit():
+                    self.post(ev.UnitStopped(at=self.at, effect=effect.id, **{**refused, "service": effect.service}))
+                case fx.KillUnit():
+                    error = refused["error"]
+                    self.post(ev.UnitKilled(at=self.at, effect=effect.id, service=effect.service, error=error))
+                case _:
+                    self._carry_out(effect)
 
     def _carry_out(self, effect: fx.Effect) -> None:
         match effect:
-            case fx.Save():
-                self.saved.append(effect)
-                if self.save_fails:
-                    self.later(0.0, lambda: [ev.SaveFailed(at=self.at, message="disk full")])
             case fx.StartUnit():
                 self.log.append(f"start {effect.service}")
-                self.later(0.005, lambda: self._started(effect))
+                self.witness.started(effect)
+                self._start(effect)
             case fx.StopUnit():
                 self.log.append(f"stop {effect.service}")
-                behaviour = self.behaviours.get(effect.service, Behaviour())
-                self.later(behaviour.term_s, lambda: self._stopped(effect))
+                self._stop(effect)
             case fx.KillUnit():
                 self.log.append(f"kill {effect.service}")
-                self.later(0.001, lambda: [ev.UnitKilled(at=self.at, effect=effect.id, service=effect.service)])
+                if self.connected:
+                    self.manager.kill(effect.service)
+                error = "" if self.connected else NOT_CONNECTED
+                self.post(ev.UnitKilled(at=self.at, effect=effect.id, service=effect.service, error=error))
             case fx.Inspect():
-                self.later(0.001, lambda: [self._inspected(effect)])
+                self._after(self.inspect_s, lambda: self._inspected(effect))
             case fx.ReadLogs():
-                done = ev.LogsRead(at=self.at, effect=effect.id, service=effect.service, lines=("last words",))
-                self.later(0.001, lambda: [replace(done, at=self.at)])
+                self._after(
+                    0.001,
+                    lambda: ev.LogsRead(at=self.at, effect=effect.id, service=effect.service, lines=("last words",)),
+                )
             case fx.SampleDevices():
-                self.later(0.001, lambda: [self.sample()])
+                self.touch()
             case fx.Reply():
                 assert effect.request not in self.replies, "two replies to one request"
                 self.replies[effect.request] = effect
-            case fx.Announce():
+            case fx.Save() | fx.Announce():
                 pass
 
+    def _after(self, delay: float, make: Callable[[], ev.Event]) -> None:
+        life = self.life
+        self.later(delay, lambda: self.post(make()) if self.life is life else None)
+
+    def _start(self, effect: fx.StartUnit) -> None:
+        life = self.life
+
+        def ended(result: str, error: str = "") -> None:
+            if self.life is not life:
+                return
+            self.witness.ended(effect)
+            done = ev.UnitStarted(at=self.at, effect=effect.id, service=effect.service, result=result, error=error)
+            self.post(done, self.job_lag_s)
+            self._refresh(effect.service)
+
+        if self.connected:
+            self.manager.start(effect.service, effect.devices, ended)
+        else:
+            ended("failed", NOT_CONNECTED)
+
+    def _stop(self, effect: fx.StopUnit) -> None:
+        life = self.life
+
+        def ended(result: str, error: str = "") -> None:
+            if self.life is not life:
+                return
+            done = ev.UnitStopped(at=self.at, effect=effect.id, service=effect.service, result=result, error=error)
+            self.post(done, self.job_lag_s)
+            self._refresh(effect.service)
+            self.touch()
+
+        if self.connected:
+            self.manager.stop(effect.service, ended)
+        else:
+            ended("failed", NOT_CONNECTED)
+
+    def _refresh(self, service: str) -> None:
+        """After a job the unit is read anew, changed or not."""
+        life = self.life
+
+        def read() -> None:
+            if self.connected and self.life is life:
+                self.changed(self.manager.fact(service))
+
+        self.later(self.job_lag_s + 0.001, read)
+
     def _inspected(self, effect: fx.Inspect) -> ev.Inspected:
+        taken = self.taken_ports
         return ev.Inspected(
             at=self.at,
             effect=effect.id,
             devices=self.sample().fact,
             host=self.host(),
-            services=tuple(InspectFact(service=s) for s in effect.services),
+            services=tuple(InspectFact(service=s, port_holder="nginx" if s in taken else "") for s in effect.services),
         )
-
-    def _started(self, effect: fx.StartUnit) -> list[ev.Event]:
-        behaviour = self.behaviours.get(effect.service, Behaviour())
-        done = ev.UnitStarted(at=self.at, effect=effect.id, service=effect.service, result=behaviour.start_result)
-        if behaviour.start_result != "done":
-            return [done]
-        assert effect.service not in self.alive, f"{effect.service} was started twice"
-        self._begin(effect.service, effect.devices, behaviour)
-        return [done, ev.UnitsObserved(at=self.at, facts=(self.units[effect.service],))]
-
-    def _begin(self, service: str, devices: tuple[str, ...], behaviour: Behaviour) -> None:
-        pid = next(self.pids)
-        spec = self.catalog.services[service]
-        mib = behaviour.takes_mib if behaviour.takes_mib is not None else spec.vram_mib or 0
-        ready = self.at + behaviour.load_s if not behaviour.never_ready else float("inf")
-        self.alive[service] = Process(
-            pid=pid, service=service, devices=devices, mib=mib if devices else 0, invocation=f"run{pid}", ready_at=ready
-        )
-        self.units[service] = UnitFact(
-            service=service, active=Active.ACTIVE, at=self.at, main_pid=pid, invocation=f"run{pid}"
-        )
-        if behaviour.exit_after_s is not None:
-            self.later(behaviour.exit_after_s, lambda: self._exit(service, f"run{pid}"))
-
-    def _exit(self, service: str, invocation: str) -> list[ev.Event]:
-        process = self.alive.get(service)
-        if process is None or process.invocation != invocation:
-            return []
-        self._end(service, ended=Ended.EXIT, result="exit-code", code=3)
-        return [ev.UnitsObserved(at=self.at, facts=(self.units[service],))]
-
-    def _stopped(self, effect: fx.StopUnit) -> list[ev.Event]:
-        done = ev.UnitStopped(at=self.at, effect=effect.id, service=effect.service, result="done")
-        if effect.service not in self.alive:
-            return [done]
-        self._end(effect.service, ended=Ended.JOB, result="success", code=0)
-        return [ev.UnitsObserved(at=self.at, facts=(self.units[effect.service],)), done]
-
-    def _end(self, service: str, *, ended: Ended, result: str, code: int) -> None:
-        process = self.alive.pop(service)
-        behaviour = self.behaviours.get(service, Behaviour())
-        for uuid in process.devices:
-            self.lingering.append((self.at + behaviour.linger_s, uuid, process.mib // len(process.devices)))
-        self.units[service] = UnitFact(
-            service=service,
-            active=Active.INACTIVE if result == "success" else Active.FAILED,
-            at=self.at,
-            invocation=process.invocation,
-            result=result,
-            exit_code=code,
-            ended=ended,
-        )
-
-    def _witness(self) -> None:
-        for uuid, total in self.devices.items():
-            if self.used(uuid) > total:
-                self.overcommits.append(f"{uuid}: {self.used(uuid)} of {total} MiB at {self.at}")
 
 
 def catalog(*services: ServiceSpec, policy: Policy | None = None, **modes: tuple[str, ...]) -> Catalog:

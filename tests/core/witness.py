@@ -1,0 +1,120 @@
+"""An independent witness of what the engine does to a machine.
+
+Knows the machine itself, not the engine's books. Checked at every start command: with everything that then runs,
+starts or lingers, no device is promised more than it may hold. Checked after every batch: commands, replies,
+operations and their steps behave.
+"""
+
+from typing import TYPE_CHECKING
+
+from gpumodd.core import effects as fx
+from gpumodd.core import world
+from gpumodd.core.ledger import limit_of, share
+from gpumodd.core.operations import Operation, Step
+from gpumodd.core.operations import State as OperationState
+
+if TYPE_CHECKING:
+    from tests.core.machine import Machine
+
+
+class Witness:
+    """Raises at once what must not be; `overcommits` collects what a forced operation is allowed to do."""
+
+    def __init__(self, machine: "Machine") -> None:
+        self.machine = machine
+        self.overcommits: list[str] = []
+        self.lenient = False  # something forced, or lied about, is under way
+        self.seen: dict[str, dict[str, int]] = {}  # what the last sample showed, by device and process
+        self.foreign: dict[str, int] = {}
+        self.in_flight: dict[str, fx.StartUnit] = {}
+        self.operations: dict[str, Operation] = {}
+        self.engine: object = None
+
+    # -- memory -----------------------------------------------------------------------------------------------
+
+    def sampled(self) -> None:
+        """The engine is about to be shown this."""
+        m = self.machine
+        self.foreign = {u: m.foreign.get(u, 0) + m.strangers.get(u, 0) for u in m.devices}
+        self.seen = {u: {p.service: p.on(u) for p in m.manager.processes()} for u in m.devices}
+
+    def started(self, effect: fx.StartUnit) -> None:
+        """A start command was given: is there room, whatever else may still happen?"""
+        assert effect.service not in self.in_flight, f"two starts of {effect.service} are in flight"
+        self.in_flight[effect.service] = effect
+        for uuid in effect.devices:
+            held, late = self._held(uuid)
+            total = self.machine.devices[uuid]
+            policy = self.machine.engine.state.catalog.policy
+            room = total - policy.vram_reserve_mib - self.foreign.get(uuid, 0) - late
+            limit = limit_of(total, policy)
+            room = room if limit is None else min(room, limit - late)
+            if sum(held.values()) > room:
+                self.overcommits.append(f"{uuid}: {held} into {room} MiB at {self.machine.at}, {late} MiB late")
+
+    def _held(self, uuid: str) -> tuple[dict[str, int], int]:
+        m = self.machine
+        held: dict[str, int] = {}
+        for process in m.manager.processes():
+            if uuid in process.devices:
+                held[process.service] = max(
+                    share(m.vram_mib(process.service), len(process.devices)),
+                    min(process.on(uuid), self.seen.get(uuid, {}).get(process.service, 0)),
+                )
+        for service, devices in (*m.manager.starting(), *((s, e.devices) for s, e in self.in_flight.items())):
+            if uuid in devices:
+                held[service] = max(held.get(service, 0), share(m.vram_mib(service), len(devices)))
+        return held, sum(mib for until, where, mib in m.lingering if where == uuid and until > m.at)
+
+    def ended(self, effect: fx.StartUnit) -> None:
+        """The start's job is over."""
+        if self.in_flight.get(effect.service) is effect:
+            del self.in_flight[effect.service]
+
+    # -- after every batch ------------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        engine = self.machine.engine
+        if engine is not self.engine:  # a new daemon: it takes over the operations, not what it was doing
+            self.engine = engine
+            self.in_flight.clear()
+        assert self.lenient or not self.overcommits, self.overcommits
+        self._books()
+        for op in engine.state.operations.values():
+            before = self.operations.get(op.id)
+            if before is not op:
+                self._operation(before, op)
+                self.operations[op.id] = op
+
+    def _books(self) -> None:
+        state = self.machine.engine.state
+        for uuid, budget in world.budgets(state).items():
+            device = next(d for d in state.devices.devices if d.uuid == uuid)
+            seen, window = state.attribution[uuid], state.windows.get(uuid)
+            late = sum(window.lingering(seen.unlisted_mib).values()) if window is not None else 0
+            assert budget.foreign_mib + sum(seen.services.values()) + late == device.used_mib
+            assert budget.committed_mib >= sum(seen.services.values()) + late
+            assert all(mib > 0 for mib in budget.held.values())
+
+    def _operation(self, before: Operation | None, op: Operation) -> None:
+        if before is not None and not before.state.open:
+            assert op.state is before.state, f"{op.kind} {op.target} has ended twice"
+        ids = [step.id for step in op.steps]
+        assert len(ids) == len(set(ids))
+        earlier: set[str] = set()
+        for step in op.steps:
+            assert earlier.issuperset(step.after), f"{step.id} of {op.kind} {op.target} stands before what it waits for"
+            earlier.add(step.id)
+        for old in before.steps if before is not None else ():
+            self._step(old, next(s for s in op.steps if s.id == old.id))
+        if not op.state.open:
+            assert not [s.id for s in op.steps if s.state.open], "an ended operation has open steps"
+            assert op.finished_at is not None
+            assert (op.failure is None) == (op.state is OperationState.SUCCEEDED)
+
+    @staticmethod
+    def _step(before: Step, now: Step) -> None:
+        if not before.state.open:
+            assert now.state is before.state, f"{now.id} has ended twice"
+        if now.started_at is not None and now.finished_at is not None:
+            assert now.started_at <= now.finished_at
