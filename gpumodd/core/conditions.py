@@ -1,7 +1,10 @@
-"""Conditions: how things stand as a whole, what is wrong, and why a service is as it is. Pure queries."""
+"""Conditions: how things stand as a whole, what is wrong and since when, and why a service is as it is."""
+
+from dataclasses import replace
 
 from gpumodd.core import world
 from gpumodd.core.facts import Answer, DeviceFact
+from gpumodd.core.ledger import Budget
 from gpumodd.core.phase import Phase
 from gpumodd.core.planner import plan
 from gpumodd.core.problems import Problem
@@ -36,12 +39,24 @@ def _only_outside_helps(state: State, lacking: set[str]) -> bool:
 
 def problems(state: State) -> list[Problem]:
     """Everything a person should know about now: the machine's first, then each service's, by id."""
-    found = [*_of_machine(state)]
-    for device in state.devices.devices if state.devices is not None else ():
-        found += _of_device(state, device)
+    found = [replace(p, since=state.onsets.get((p.code, p.device), p.since)) for p in _of_hardware(state)]
     desired = state.desired.services(state.catalog.services)
     for service, track in sorted(state.tracks.items()):
         found += of_service(state, service, track, desired=service in desired)
+    return found
+
+
+def note(state: State) -> None:
+    """Remember when each problem of machine and devices began: what they are read from is new with every sample."""
+    now = {(p.code, p.device) for p in _of_hardware(state)}
+    state.onsets = {key: state.onsets.get(key, state.at) for key in now}
+
+
+def _of_hardware(state: State) -> list[Problem]:
+    found = _of_machine(state)
+    budgets = world.budgets(state)
+    for device in state.devices.devices if state.devices is not None else ():
+        found += _of_device(state, device, budgets.get(device.uuid))
     return found
 
 
@@ -80,7 +95,7 @@ def _of_machine(state: State) -> list[Problem]:
     return found
 
 
-def _of_device(state: State, device: DeviceFact) -> list[Problem]:
+def _of_device(state: State, device: DeviceFact, budget: Budget | None) -> list[Problem]:
     found: list[Problem] = []
     seen = state.attribution.get(device.uuid)
     if device.lost:
@@ -103,7 +118,6 @@ def _of_device(state: State, device: DeviceFact) -> list[Problem]:
                 device=device.uuid,
             )
         )
-    budget = world.budgets(state).get(device.uuid)
     if budget is not None and budget.committed_mib > budget.capacity_mib:
         found.append(
             Problem(

@@ -62,6 +62,7 @@ class Track:
     run_expected: bool = False  # a start was asked for, and the run it leads to has not been seen yet
     started_at: float | None = None  # when this run was asked for or first seen
     stop_asked_at: float | None = None
+    active_at: float | None = None  # when this run was first seen active
     ready_at: float | None = None
     failures: int = 0  # ends and failed starts in a row
     backoff_until: float | None = None
@@ -106,6 +107,7 @@ class State:
     next_effect: int = 1
     quiesce_from: float | None = None  # when the newest release was verified
     unsaved: str = ""  # why the state file cannot be written
+    onsets: dict[tuple[str, str | None], float] = field(default_factory=dict)  # problem and device -> since when
 
     def track(self, service: str) -> Track:
         """The service's track, made when first asked for."""
