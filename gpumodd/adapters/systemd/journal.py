@@ -64,6 +64,7 @@ def newest_first(output: bytes) -> list[str]:
 
 
 def _unreadable(why: str) -> PortError:
-    return PortError(
-        "journal_unreadable", f"cannot read the journal: {why}", hint="is journalctl installed and journald running?"
-    )
+    hint = "is journalctl installed and journald running?"
+    if "permission" in why:
+        hint = "a journal that is not kept on disk is for the group systemd-journal only"
+    return PortError("journal_unreadable", f"cannot read the journal: {why}", hint=hint)

@@ -34,29 +34,29 @@ class UnitDirectory:
     def apply(self, files: Mapping[str, UnitFile]) -> Applied:
         """All texts are rendered and all obstacles found before the first file changes."""
         texts = {service: self._text(files[service]) for service in sorted(files)}
+        environments = {service: self._environment_text(files[service], self.selection(service)) for service in texts}
         for service in texts:
             self._refuse_foreign(self._unit(service))
-        present = self.present()
         written = [service for service, text in texts.items() if _differs(self._unit(service), text)]
-        removed = sorted(present - texts.keys())
+        removed = sorted(self.present() - texts.keys())
         with _writing():
-            for service in sorted(texts):
-                self._write_environment(files[service], self.selection(service))
+            for service, text in environments.items():  # first: a unit without its environment file does not start
+                _write_if_different(self._environment(service), text, mode=0o600)
             for service in written:
                 _write(self._unit(service), texts[service], mode=0o644)
             for service in removed:
                 self._unit(service).unlink(missing_ok=True)
                 self._environment(service).unlink(missing_ok=True)
         self._wanted = dict(files)
-        return Applied(
-            written=tuple(written), removed=tuple(removed), unchanged=tuple(sorted(texts.keys() - set(written)))
-        )
+        unchanged = texts.keys() - set(written)
+        return Applied(written=tuple(written), removed=tuple(removed), unchanged=tuple(sorted(unchanged)))
 
     def select(self, service: str, selection: Mapping[str, str]) -> None:
         """Write the device selection for the next start. A unit that is not wanted any more keeps its file."""
         if service in self._wanted:
+            text = self._environment_text(self._wanted[service], selection)
             with _writing():
-                self._write_environment(self._wanted[service], selection)
+                _write_if_different(self._environment(service), text, mode=0o600)
 
     def selection(self, service: str) -> dict[str, str]:
         """The device selection of the last start."""
@@ -86,11 +86,9 @@ class UnitDirectory:
         text = self.renderer.render(file, environment_file=str(self._environment(file.service)))
         return text if text.startswith(MARK) else f"{MARK}; edits are overwritten.\n{text}"
 
-    def _write_environment(self, file: UnitFile, selection: Mapping[str, str]) -> None:
+    def _environment_text(self, file: UnitFile, selection: Mapping[str, str]) -> str:
         text = self.renderer.render_environment({**selection, **dict(file.env)})
-        path = self._environment(file.service)
-        if _differs(path, text := f"{SELECTION}{json.dumps(dict(selection))}\n{text}"):
-            _write(path, text, mode=0o600)
+        return f"{SELECTION}{json.dumps(dict(selection))}\n{text}"
 
     def _refuse_foreign(self, path: Path) -> None:
         if (path.exists() or path.is_symlink()) and not _is_ours(path):
@@ -129,6 +127,11 @@ def _differs(path: Path, text: str) -> bool:
         return path.read_bytes() != text.encode()
     except OSError:
         return True
+
+
+def _write_if_different(path: Path, text: str, *, mode: int) -> None:
+    if _differs(path, text) or path.stat().st_mode & 0o777 != mode:
+        _write(path, text, mode=mode)
 
 
 def _write(path: Path, text: str, *, mode: int) -> None:

@@ -17,7 +17,7 @@ from sdbus import decode_object_path
 
 from gpumodd.adapters import procfs
 from gpumodd.adapters.feed import Feed
-from gpumodd.adapters.listeners import listening
+from gpumodd.adapters.listeners import listening, named
 from gpumodd.adapters.systemd.bus import PROPERTIES, SYSTEMD, SYSTEMD_PATH, Connection
 from gpumodd.adapters.systemd.facts import Times, UnitState, plain
 from gpumodd.adapters.systemd.jobs import Jobs
@@ -78,6 +78,7 @@ class SystemdUnits:
         self._connection: Connection | None = None
         self._manager_cgroup = ""
         self._cgroup_mount = procfs.cgroup_mount()
+        self._cgroups: dict[str, tuple[str, Path]] = {}  # by service: the run, and where its processes are
         self._reloaded = False
         self._stack = AsyncExitStack()
 
@@ -290,12 +291,21 @@ class SystemdUnits:
         return procfs.cgroup_members(folder) if folder else ()
 
     async def _cgroup(self, service: str) -> Path | None:
-        """The directory of the unit's cgroup, if it has one at the moment."""
-        path = await self._loaded(service)
-        if path is None or self._cgroup_mount is None:
+        """The directory of the unit's cgroup, if it has one at the moment. It is the same for the whole of a run."""
+        if self._cgroup_mount is None:
             return None
-        cgroup = str(await self._property(path, SERVICE_INTERFACE, "ControlGroup"))
-        return self._cgroup_mount / cgroup.lstrip("/") if cgroup else None
+        state = self._states.get(service)
+        run = state.fact.invocation if state and state.fact and not state.fact.gone else ""
+        known_run, folder = self._cgroups.get(service, ("", None))
+        if run and run == known_run:
+            return folder
+        path = await self._loaded(service)
+        cgroup = str(await self._property(path, SERVICE_INTERFACE, "ControlGroup")) if path is not None else ""
+        if not cgroup:
+            return None
+        folder = self._cgroup_mount / cgroup.lstrip("/")
+        self._cgroups[service] = run, folder
+        return folder
 
     def owner(self, pid: int) -> str | None:
         cgroup = procfs.cgroup(pid)
@@ -305,7 +315,9 @@ class SystemdUnits:
 
     async def owns_listener(self, service: str, host: str, port: int) -> bool | None:
         try:
-            listeners = await anyio.to_thread.run_sync(listening, host, port)
+            # The kernel answers sooner than a thread could be woken, and each probe of a loading service asks this.
+            thread = anyio.to_thread.run_sync
+            listeners = await thread(listening, host, port) if named(host) else listening(host, port)
         except OSError as error:
             raise PortError("driver_error", f"cannot ask who listens on {host}:{port}: {error}") from error
         if not listeners:
@@ -320,9 +332,14 @@ class SystemdUnits:
         identifier = unit_name(service).removesuffix(".service")
         state = self._states.get(service)
         since_us = state.started_us if state and this_run else 0
-        if state and state.fact and state.fact.gone and self._clock.boottime() - (state.fact.since or 0) < 5 * LATE_S:
-            await anyio.sleep(LATE_S)
-        return await self._journal.tail(identifier, lines=lines, since_us=since_us)
+        fact = state.fact if state else None
+        if fact and fact.gone and self._clock.boottime() - (fact.since or 0) < 5 * LATE_S:
+            await anyio.sleep(LATE_S)  # its last words may be on their way
+        try:
+            return await self._journal.tail(identifier, lines=lines, since_us=since_us)
+        except PortError:
+            await anyio.sleep(LATE_S)  # a user's first line ever makes the user's journal
+            return await self._journal.tail(identifier, lines=lines, since_us=since_us)
 
     def needs(self) -> str:
         if not os.environ.get("DBUS_SESSION_BUS_ADDRESS") and not os.environ.get("XDG_RUNTIME_DIR"):
