@@ -56,7 +56,8 @@ from gpumodd.wire.errors import RpcError
 
 log = structlog.get_logger("gpumodd")
 
-OBSERVE_S = 4.0  # the socket answers after the first full observation, or after this long
+OBSERVE_S = 4.0  # whoever has not answered by then is not waited for: the socket answers 5 s after the start
+FIRST_SAMPLE_S = 3.5  # a driver that has to wake its GPUs takes its time
 SIMULATED_MIB = 24564
 
 
@@ -142,7 +143,7 @@ def _devices(loaded: Loaded, places: Places) -> Devices:
             return NoDevices("no GPU is watched: no NVIDIA driver was found")
         case "auto" | "nvml":
             # A driver that is there but in trouble is watched all the same: it may come back.
-            return NvmlDevices()
+            return NvmlDevices(first_timeout_s=FIRST_SAMPLE_S)
         case "amdgpu":
             return NoDevices("no GPU is watched: the amdgpu backend is not built yet in this version")
         case _:

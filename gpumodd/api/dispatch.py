@@ -12,6 +12,7 @@ import msgspec
 import structlog
 
 from gpumodd.api.access import authorize, lowered
+from gpumodd.ports import PortError
 from gpumodd.wire.codec import encode_error, encode_result
 from gpumodd.wire.envelope import Call
 from gpumodd.wire.errors import RpcError
@@ -142,7 +143,10 @@ def _success(call: Call, result: Any) -> Answer:
 
 
 def _failure(call: Call, error: Exception) -> Answer:
-    if not isinstance(error, RpcError):
+    if isinstance(error, PortError):
+        log.warning("not_answered", method=call.method[:100], code=error.code, error=error.message)
+        error = RpcError("internal_error", error.message, hint=error.hint, details={"code": error.code})
+    elif not isinstance(error, RpcError):
         # Our bug, not the client's: it gets no details, the log gets them all.
         log.error("handler_failed", method=call.method[:100], exc_info=error)
         error = RpcError(

@@ -71,7 +71,7 @@ class Dispatcher:
                 case fx.Reply():
                     self._loop.answer(effect)
                 case fx.Announce():
-                    self._announce(effect)
+                    self._tell(effect)
                 case fx.SampleDevices():
                     self._devices.now()
                 case fx.StartUnit():
@@ -84,6 +84,10 @@ class Dispatcher:
                     tasks.start_soon(self._inspect, effect)
                 case fx.ReadLogs():
                     tasks.start_soon(self._logs, effect)
+
+    def _tell(self, effect: fx.Announce) -> None:
+        self._announce(effect)
+        self._loop.told(effect.change)
 
     # -- state ------------------------------------------------------------------------------------------------
 
@@ -124,7 +128,7 @@ class Dispatcher:
                 case fx.Reply():
                     self._loop.answer(effect)
                 case fx.Announce():
-                    self._announce(effect)
+                    self._tell(effect)
                 case fx.SampleDevices():
                     self._devices.now()
                 case fx.Inspect():

@@ -43,7 +43,7 @@ class Loop:
         self._waiting: dict[int, Waiting] = {}
         self._handled: dict[int, anyio.Event] = {}
         self._next_request = 1
-        self._ended: dict[str, anyio.Event] = {}
+        self._ended: dict[str, anyio.Event] = {}  # of operations whose end has not been told yet
         self.observed_units = False  # a complete list of units, or the word that there is none, has come in
         self.progress = 0  # batches handled: the watchdog's proof of life
 
@@ -84,10 +84,17 @@ class Loop:
             waiting.done.set()
 
     async def ended(self, operation: str) -> Operation | None:
-        """Wait until an operation has ended; None when nobody knows it."""
-        while (op := self.engine.state.operations.get(operation)) is not None and op.state.open:
+        """Wait until an operation has ended and its end was told; None when nobody knows it."""
+        while (op := self.engine.state.operations.get(operation)) is not None:
+            if not op.state.open and operation not in self._ended:
+                break
             await self._ended.setdefault(operation, anyio.Event()).wait()
         return op
+
+    def told(self, change: fx.PhaseChanged | fx.StepChanged | fx.OperationChanged) -> None:
+        """This change is durable and has been announced: whoever waits for an operation's end may go on."""
+        if isinstance(change, fx.OperationChanged) and not change.operation.state.open:
+            self._ended.pop(change.operation.id, anyio.Event()).set()
 
     # -- the loop ---------------------------------------------------------------------------------------------
 
@@ -116,15 +123,12 @@ class Loop:
             isinstance(e, ev.UnitsLost) or (isinstance(e, ev.UnitsObserved) and e.complete) for e in batch
         )
         effects = self.engine.handle(*batch)
+        for effect in effects:
+            if isinstance(effect, fx.Announce) and isinstance(change := effect.change, fx.OperationChanged):
+                self._ended.setdefault(change.operation.id, anyio.Event())
         if effects:
             self.submit(effects)
         for done in [self._handled.pop(id(e)) for e in batch if id(e) in self._handled]:
             done.set()
-        for operation in [o for o in self._ended if not self._open(o)]:
-            self._ended.pop(operation).set()
         for react in self.after_batch:
             react()
-
-    def _open(self, operation: str) -> bool:
-        op = self.engine.state.operations.get(operation)
-        return op is not None and op.state.open
