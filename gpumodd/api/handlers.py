@@ -120,7 +120,7 @@ class _Desk:
     def service_action(self, kind: str) -> Handler:
         """The handler that starts, stops or restarts a service."""
 
-        async def act(session: Session, params: m.ServiceActionParams) -> t.Operation:
+        async def act(session: Session, params: m.ServiceActionParams) -> t.Operation | Reply:
             service = self.service_id(params.id)
 
             def make(number: int) -> ev.Request:
@@ -133,8 +133,7 @@ class _Desk:
                     force=params.force,
                 )
 
-            op = _accepted(await self._loop.request(make))
-            return await self._finished(op) if params.wait else self._shown(op)
+            return await self._operate(session, make, wait=params.wait, progress=params.progress)
 
         return act
 
@@ -185,18 +184,24 @@ class _Desk:
                 on_failure=OnFailure(params.on_failure) if params.on_failure else None,
             )
 
-        subscription = self._daemon.bus.subscribe(["operation"]) if params.progress else None
+        return await self._operate(session, make, wait=params.wait, progress=params.progress)
+
+    async def _operate(
+        self, session: Session, make: Callable[[int], ev.Request], *, wait: bool, progress: bool
+    ) -> t.Operation | Reply:
+        """Ask the engine; answer at once or at the end, and tell each step on the way if that is wanted."""
+        # Subscribed before it is asked: no step may be missed.
+        subscription = self._daemon.bus.subscribe(["operation"]) if progress else None
         try:
             op = _accepted(await self._loop.request(make))
-            if not params.wait:
-                shown = self._shown(op)
-                if subscription is None:
-                    return shown
-                followed, subscription = subscription, None
-                return Reply(shown, then=lambda: self._tell_progress(session, op, followed))
-            if subscription is not None:
+            if wait and subscription is not None:
                 await _progress(session, op, subscription)
-            return await self._finished(op)
+            if wait:
+                return await self._finished(op)
+            if subscription is None:
+                return self._shown(op)
+            followed, subscription = subscription, None
+            return Reply(self._shown(op), then=lambda: self._tell_progress(session, op, followed))
         finally:
             if subscription is not None:
                 subscription.close()

@@ -25,9 +25,11 @@ class Course:
     def __init__(self, state: EngineState, outbox: Outbox) -> None:
         self._state = state
         self._outbox = outbox
+        self.awaits_sample = False  # an operation is over but for figures that are as new as its end
 
     def advance(self) -> None:
         """Plan, merge, fail, dispatch, end: until nothing changes any more."""
+        self.awaits_sample = False
         for _ in range(2 * len(self._state.tracks) + 10):
             active = self._state.active_operations()
             if not active:
@@ -198,6 +200,10 @@ class Course:
             stuck = bool(mine) and all(s.blocked or s.after for s in mine)
             waits = stuck and world.quiesce_left(self._state) == 0
             if not mine and op.logs_of is None:
+                if world.lacks_sample(self._state, op):
+                    self.awaits_sample = True
+                    self._outbox.emit(fx.SampleDevices())
+                    continue
                 self.end(op, op.returning or State.SUCCEEDED)
                 ended = True
             elif stuck and waits and op.returning is not None and op.logs_of is None:

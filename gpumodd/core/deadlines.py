@@ -44,7 +44,7 @@ def following(state: State) -> float | None:
     times: list[float | None] = []
     policy = state.catalog.policy
     for service, track in state.tracks.items():
-        times += [track.backoff_until, startup_deadline(state, service, track)]
+        times += [track.backoff_until, world.settles_at(state, service), startup_deadline(state, service, track)]
         times += [kill_deadline(state, service, track), survivor_deadline(track)]
     for window in state.windows.values():
         for entry in window.leaving.values():
@@ -54,6 +54,7 @@ def following(state: State) -> float | None:
     if world.quiesce_left(state) > 0:
         times.append(state.at + world.quiesce_left(state))
     for op in state.active_operations():
+        times.append(op.last_step_at + world.SAMPLE_S)
         if op.blocked_since is not None:
             times.append(op.blocked_since + policy.release_timeout_s)
     return min((t for t in times if t is not None and t > state.at), default=None)

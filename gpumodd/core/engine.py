@@ -74,7 +74,7 @@ class Engine:
                 return fold.probe(state, event.fact)
             case ev.DevicesSampled():
                 state.host = event.host or state.host
-                return fold.devices(state, event.fact)
+                return fold.devices(state, event.fact) or self._course.awaits_sample
             case ev.CatalogLoaded():
                 state.catalog = event.catalog
             case ev.UnitStarted():

@@ -5,7 +5,7 @@ It decides nothing; the engine plans on what stands here afterwards.
 """
 
 from gpumodd.core import ops
-from gpumodd.core.facts import Answer, DeviceFact, DevicesFact, Ended, ProbeFact, UnitFact
+from gpumodd.core.facts import Active, Answer, DeviceFact, DevicesFact, Ended, ProbeFact, UnitFact
 from gpumodd.core.ledger import Leaving, ReleaseWindow, attribute, share
 from gpumodd.core.phase import Health
 from gpumodd.core.problems import Reason
@@ -46,6 +46,8 @@ def _unit(state: State, fact: UnitFact) -> None:
     new_run = fact.invocation != track.invocation and bool(fact.invocation)
     if new_run:
         _run_began(state, track, fact)
+    if fact.active is Active.ACTIVE and track.active_at is None:
+        track.active_at = fact.since if state.observing and fact.since is not None else state.at
     was_alive = before is not None and not before.gone
     if fact.gone and (was_alive or (new_run and not state.observing)):
         _run_ended(state, fact.service, track, fact)
@@ -57,7 +59,7 @@ def _run_began(state: State, track: Track, fact: UnitFact) -> None:
     track.invocation = fact.invocation
     track.health = Health.LOADING
     track.probe = None
-    track.ready_at = None
+    track.ready_at = track.active_at = None
     expected, track.run_expected = track.run_expected, False
     if not expected:
         track.stop_asked_at = None

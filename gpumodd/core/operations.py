@@ -150,6 +150,11 @@ class Operation:
     finished_at: float | None = None
     details: dict[str, object] = field(default_factory=dict)
 
+    @property
+    def last_step_at(self) -> float:
+        """When the newest of its steps was over."""
+        return max((s.finished_at for s in self.steps if s.finished_at is not None), default=self.created_at)
+
     def covers(self, service: str) -> bool:
         """Is this service its business?"""
         return self.scope is None or service in self.scope
@@ -169,25 +174,32 @@ def merge(
     """Bring an operation's steps in line with what a fresh plan still needs.
 
     An open step that the plan no longer names is done when `over` says that its purpose is fulfilled, else it
-    is skipped (or cancelled, if it had begun). A planned step that no open step stands for is appended.
+    is skipped (or cancelled, if it had begun). A planned step that no open step stands for is added; so is one that
+    has to wait again although it had begun.
     """
     wanted = {step.key: step for step in planned}
-    steps: list[Step] = []
-    open_ids: dict[StepKey, str] = {}
+    begun: list[Step] = []
+    pending: dict[StepKey, Step] = {}
     for step in operation.steps:
-        if step.state.open and step.key in wanted:
-            open_ids[step.key] = step.id
-        elif step.state.open and step.verb is not Verb.INSPECT:
-            steps.append(_closed(step, fulfilled=over(step.key), at=at))
-            continue
-        steps.append(step)
-    number = len(steps)
+        plan = wanted.get(step.key)
+        if not step.state.open:
+            begun.append(step)
+        elif plan is None or (step.state is StepState.RUNNING and plan.after):
+            begun.append(_closed(step, fulfilled=plan is None and over(step.key), at=at))
+        elif step.state is StepState.RUNNING:
+            begun.append(step)
+        else:
+            pending[step.key] = step
+    ids = {s.key: s.id for s in (*begun, *pending.values()) if s.state.open}
+    number = len(operation.steps)
     for key in wanted:
-        if key not in open_ids:
+        if key not in ids:
             number += 1
-            open_ids[key] = f"{operation.id}.{number}"
-            steps.append(Step(id=open_ids[key], verb=key[0], service=key[1]))
-    steps = [_updated(s, wanted[s.key], open_ids, at) if s.state.open and s.key in wanted else s for s in steps]
+            ids[key] = f"{operation.id}.{number}"
+            pending[key] = Step(id=ids[key], verb=key[0], service=key[1])
+    # What has begun stays where it is; the rest stands as the plan has it, each after what it waits for.
+    steps = [*begun, *(pending[key] for key in wanted if key in pending)]
+    steps = [_updated(s, wanted[s.key], ids, at) if s.state.open and s.key in wanted else s for s in steps]
     merged = tuple(steps)
     return operation if merged == operation.steps else replace(operation, steps=merged)
 
@@ -211,10 +223,10 @@ def fail_step(operation: Operation, service: str, verbs: tuple[Verb, ...], error
 
 
 def _closed(step: Step, *, fulfilled: bool, at: float) -> Step:
-    if fulfilled:
-        return replace(step, state=StepState.DONE, started_at=step.started_at or at, finished_at=at)
-    state = StepState.SKIPPED if step.state is StepState.PENDING else StepState.CANCELLED
-    return replace(step, state=state, finished_at=at)
+    if step.state is StepState.PENDING:  # it never began, so what it would have waited for says nothing
+        state = StepState.DONE if fulfilled else StepState.SKIPPED
+        return replace(step, state=state, after=(), started_at=at if fulfilled else None, finished_at=at)
+    return replace(step, state=StepState.DONE if fulfilled else StepState.CANCELLED, finished_at=at)
 
 
 def _updated(step: Step, planned: PlannedStep, ids: dict[StepKey, str], at: float) -> Step:

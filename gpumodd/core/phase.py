@@ -37,6 +37,7 @@ def derive(
     command: Command,
     health: Health,
     has_probe: bool,
+    settled: bool,
     releasing: bool,
     backoff: bool,
     failed: bool,
@@ -45,7 +46,7 @@ def derive(
     """The phase these facts amount to.
 
     `failed`: the last run or start went wrong and nobody has asked for anything since. `backoff`: it will be
-    started again by itself.
+    started again by itself. `settled`: what has no health to ask has been active long enough.
     """
     if not reachable and unit is not None and not unit.gone:
         return Phase.UNKNOWN
@@ -63,7 +64,7 @@ def derive(
     if command.coming:
         return Phase.STARTING
     if not has_probe:
-        return Phase.READY
+        return Phase.READY if settled else Phase.LOADING
     return Phase(health.value)
 
 

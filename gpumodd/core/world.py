@@ -15,8 +15,12 @@ from gpumodd.core.phase import Phase, derive
 from gpumodd.core.plans import PlanInput, ServiceView
 from gpumodd.core.state import State, Track
 
+SETTLE_S = (
+    0.1  # a service without a port counts as ready once it has been active this long: long enough to fail at once
+)
 STALE_S = 5.0  # a sample older than this starts nothing
 IDLE_SAMPLING_S = 1.0
+SAMPLE_S = 1.0  # how long the end of an operation waits for a sample taken after its last step
 
 
 def phase_of(state: State, service: str) -> Phase:
@@ -32,12 +36,21 @@ def phase_of(state: State, service: str) -> Phase:
         unit=track.unit,
         command=track.command,
         health=track.health,
+        settled=settles_at(state, service) is None,
         has_probe=spec is not None and spec.port is not None,
         releasing=fold.releasing(state, service),
         backoff=track.backoff_until is not None and _is_desired(state, service),
         failed=track.gave_up or track.failure is not None,
         reachable=not state.units_lost,
     )
+
+
+def settles_at(state: State, service: str) -> float | None:
+    """When a service without a port will have been active long enough, while that is still to come."""
+    spec, track = state.catalog.services.get(service), state.tracks.get(service)
+    if track is None or track.active_at is None or track.gone or (spec is not None and spec.port is not None):
+        return None
+    return track.active_at + SETTLE_S if state.at < track.active_at + SETTLE_S else None
 
 
 def _is_desired(state: State, service: str) -> bool:
@@ -170,7 +183,7 @@ def plan_input(
         services=views(state, restarts),
         wanted=desired.services(state.catalog.services) - back,
         budgets=budgets(state),
-        counted=state.devices is not None and state.devices.backend != "none",
+        counted=state.devices is None or state.devices.backend != "none",
         ram_available_mib=_ram(state),
         unbounded=unbounded or policy.overcommit == "warn",
         reachable=not state.units_lost,
@@ -188,6 +201,15 @@ def _ram(state: State) -> int | None:
         if phase_of(state, s) in (Phase.STARTING, Phase.LOADING)
     )
     return state.host.mem_available_mib - state.catalog.policy.ram_reserve_mib - loading
+
+
+def lacks_sample(state: State, op: Operation) -> bool:
+    """Would its end show device figures from before its last step, though better ones can be had soon?"""
+    fact = state.devices
+    if fact is None or fact.error or fact.backend == "none":
+        return False
+    last = op.last_step_at
+    return fact.at < last and state.at < last + SAMPLE_S
 
 
 def quiesce_left(state: State) -> float:
