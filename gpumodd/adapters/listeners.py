@@ -46,16 +46,29 @@ def listening(host: str, port: int) -> list[Listener]:
     return found
 
 
+def named(host: str) -> bool:
+    """Is it a name, for which `listening` may have to wait? For an address it only asks the kernel."""
+    try:
+        _address(host)
+    except ValueError:
+        return True
+    return False
+
+
 def addresses(host: str) -> list[Address]:
     """Where a client that was given this host connects to."""
     try:
-        address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
+        address = _address(host)
     except ValueError:
         infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
         return [ipaddress.ip_address(str(info[4][0]).partition("%")[0]) for info in infos]
     if address.is_unspecified:  # Linux takes it for the loopback
         address = ipaddress.ip_address("127.0.0.1" if address.version == 4 else "::1")
     return [address]
+
+
+def _address(host: str) -> Address:
+    return ipaddress.ip_address(host.strip("[]").partition("%")[0])
 
 
 def nearest(listeners: list[Listener], address: Address) -> list[Listener]:

@@ -22,9 +22,10 @@ from gpumodd.runtime.loop import Loop
 
 FIRST_S = 0.003  # between the first probes of a loading service …
 GROWTH = 1.15  # … then a little less often each time …
-DENSE_CAP_S = 0.015  # … up to this …
+DENSE_CAP_S = 0.006  # … up to this …
 LONG_LOAD_S = 30.0  # … and for a load that takes longer than this
-LONG_CAP_S = 0.045
+LONG_CAP_S = 0.030
+SHARED_S = 0.004  # the more services load, the less often each is asked
 SPREAD = 0.2  # of the backed-off interval: degraded services must not be asked in lockstep
 
 ANSWERED = frozenset({Answer.HEALTHY, Answer.LOADING, Answer.UNHEALTHY})
@@ -100,7 +101,7 @@ class HealthWatcher:
                 await self._ask(service, invocation)
                 await anyio.sleep(pause)
                 cap = DENSE_CAP_S if self._loop.now() - began < LONG_LOAD_S else LONG_CAP_S
-                pause = min(cap, pause * GROWTH)
+                pause = min(max(cap, SHARED_S * len(self._dense)), pause * GROWTH)
 
     async def _ask(self, service: str, invocation: str) -> None:
         spec = self._definitions().probes.get(service)
