@@ -1,5 +1,6 @@
 """The engine on a machine in virtual time: switches, failures, drift, recovery."""
 
+from gpumodd.core import conditions
 from gpumodd.core.facts import Ended
 from gpumodd.core.operations import State, Verb
 from gpumodd.core.specs import OnFailure, Policy
@@ -298,3 +299,34 @@ def test_a_state_file_that_cannot_be_written_stops_everything_before_it_begins()
     m.do("switch", "rag")
     refusal = m.refused("switch", "chat")
     assert refusal.reasons[0].code == "state_unwritable"
+
+
+def test_the_end_of_an_operation_shows_figures_taken_after_its_last_step():
+    m = two_modes()
+    for mode in ("chat", "rag", "rag", "blank"):
+        op = m.do("switch", mode)
+        assert m.engine.state.devices.at >= op.last_step_at
+    m.hung = True  # nothing newer can be had: the end does not wait for it
+    op = m.do("stop", "chat")
+    assert (op.state, op.finished_at - op.last_step_at <= 1.0) == (State.SUCCEEDED, True)
+
+
+def test_a_problem_keeps_the_time_it_began():
+    m = two_modes()
+    m.lost.add("GPU-0")
+    m.touch()
+    m.run(1.0)
+    since = [p.since for p in conditions.problems(m.engine.state)]
+    m.touch()
+    m.run(10.0)
+    assert [p.since for p in conditions.problems(m.engine.state)] == since != []
+
+
+def test_without_restoring_a_mode_that_is_down_after_a_reboot_is_told_and_left_alone():
+    m = two_modes(restore_mode_at_start=False)
+    m.do("switch", "rag")
+    m.restart_daemon(same_boot=False)
+    m.run()
+    assert (m.running(), m.standing(), m.problems()) == (set(), "degraded", {"stopped_outside"})
+    assert m.do("switch", "rag").done(Verb.START) == ("embed", "tiny")
+    assert m.standing() == "converged"

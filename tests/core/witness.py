@@ -75,9 +75,10 @@ class Witness:
 
     def look(self) -> None:
         engine = self.machine.engine
-        if engine is not self.engine:  # a new daemon: it takes over the operations, not what it was doing
+        if engine is not self.engine:  # a new daemon: it goes on with what was saved
             self.engine = engine
             self.in_flight.clear()
+            self.operations = dict(engine.state.operations)
         assert self.lenient or not self.overcommits, self.overcommits
         self._books()
         for op in engine.state.operations.values():
@@ -98,12 +99,12 @@ class Witness:
 
     def _operation(self, before: Operation | None, op: Operation) -> None:
         if before is not None and not before.state.open:
-            assert op.state is before.state, f"{op.kind} {op.target} has ended twice"
+            assert op.state is before.state, f"it has ended twice: {told(before)}, {told(op)}"
         ids = [step.id for step in op.steps]
         assert len(ids) == len(set(ids))
         earlier: set[str] = set()
         for step in op.steps:
-            assert earlier.issuperset(step.after), f"{step.id} of {op.kind} {op.target} stands before what it waits for"
+            assert earlier.issuperset(step.after), f"a step stands before what it waits for: {told(op)}"
             earlier.add(step.id)
         for old in before.steps if before is not None else ():
             self._step(old, next(s for s in op.steps if s.id == old.id))
@@ -118,3 +119,9 @@ class Witness:
             assert now.state is before.state, f"{now.id} has ended twice"
         if now.started_at is not None and now.finished_at is not None:
             assert now.started_at <= now.finished_at
+
+
+def told(op: Operation) -> str:
+    """An operation in one line."""
+    steps = ", ".join(f"{s.id} {s.verb} {s.service} {s.state} after {' '.join(s.after)}" for s in op.steps)
+    return f"{op.id} {op.kind} {op.target} {op.state} ({steps})"
