@@ -1,7 +1,5 @@
 """Drift: the world differs from what is desired although nobody asked. Decides what is put on trial to mend it."""
 
-from dataclasses import replace
-
 from gpumodd.core import fold, world
 from gpumodd.core.admission import Admission
 from gpumodd.core.operations import Kind
@@ -17,8 +15,8 @@ def after_start(state: State, admission: Admission) -> None:
     if state.catalog.policy.restore_mode_at_start:
         admission.repair(Kind.RESTORE, state.desired.mode or ",".join(missing), missing)
     else:
-        stopped = tuple(sorted({*state.desired.stopped, *missing}))
-        state.desired = replace(state.desired, stopped=stopped)
+        for service in missing:  # still wanted, which must show, but left alone until somebody asks
+            state.track(service).stopped_outside = True
 
 
 def heal(state: State, admission: Admission) -> None:
