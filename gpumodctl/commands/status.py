@@ -58,8 +58,8 @@ def show_status(invocation: Invocation, status: Status) -> None:
     """The screen."""
     out = invocation.out
     mode = text.clean(status.mode or "none")
-    if status.desired_mode != status.mode:
-        mode += f" (wanted: {text.clean(status.desired_mode or 'none')})"
+    if status.desired_mode is not None and status.desired_mode != status.mode:
+        mode += f" (wanted: {text.clean(status.desired_mode)})"
     invocation.say(
         text.cut(f"Mode:   {mode}", out.columns),
         f"State:  {out.paint(status.state, _STATES.get(status.state, ''))}",

@@ -188,7 +188,7 @@ def _preflight(state: State, fact: InspectFact) -> list[Reason]:
             Reason(
                 code="file_missing",
                 message=f"cannot start {spec.id}: {fact.file_missing}",
-                hint=f"put it there, or change services/{spec.id}.yaml",
+                hint=f"install it or put it there, or change services/{spec.id}.yaml",
                 service=spec.id,
                 details={"path": spec.requires_file},
             )

@@ -78,8 +78,11 @@ def _visible_traceback(_: WrappedLogger, __: str, event: EventDict) -> EventDict
 
 
 def _visible_values(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Values escaped for one line; a key without a value says nothing."""
     return {
-        key: _visible(value) if isinstance(value, str) and key != "exception" else value for key, value in event.items()
+        key: _visible(value) if isinstance(value, str) and key != "exception" else value
+        for key, value in event.items()
+        if value is not None
     }
 
 
