@@ -29,6 +29,7 @@ class Engine:
         self._course = Course(self.state, self._outbox)
         self._admission = Admission(self.state, self._outbox, self._course)
         self._journal = Journal(self.state, self._outbox)
+        self._due: float | None = None
 
     def handle(self, *batch: ev.Event) -> tuple[fx.Effect, ...]:
         """Fold these events, decide once, and return what is to be done, in order."""
@@ -36,7 +37,8 @@ class Engine:
         for event in batch:
             self.state.at = max(self.state.at, event.at)
             changed |= self._fold(event)
-        if changed:
+        # A deadline may pass with an event that changes nothing; that is a change.
+        if changed or (self._due is not None and self._due <= self.state.at):
             self.generation += 1
             if not self.state.observing:
                 deadlines.expire(self.state, self._outbox)
@@ -44,14 +46,15 @@ class Engine:
                 drift.heal(self.state, self._admission)
             conditions.note(self.state)
             self._journal.record()
+            times = (deadlines.following(self.state), self._journal.retry_at)
+            self._due = min((t for t in times if t is not None), default=None)
         return self._outbox.take()
 
     # -- queries ----------------------------------------------------------------------------------------------
 
     def next_deadline(self) -> float | None:
         """When a Ticked event is due, if nothing else happens before."""
-        times = [t for t in (deadlines.following(self.state), self._journal.retry_at) if t is not None]
-        return min(times, default=None)
+        return self._due
 
     def simulate(self, intent: Intent, facts: ev.Inspected | None) -> tuple[Plan, list[Reason]]:
         """What this wish would lead to, judged as the real thing would be; touches nothing."""
