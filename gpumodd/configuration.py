@@ -4,7 +4,7 @@ Owns which configuration the daemon works with. A configuration with errors is n
 stays, and the errors say where they are.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -120,21 +120,30 @@ class Configuration:
         await self._change(partial(mode_files.remove, self._directory, id))
 
     async def _change(self, work: Callable[[], object], *, undo: Callable[[], object] | None = None) -> None:
+        loaded = await anyio.to_thread.run_sync(load, self._directory)
+        if loaded.errors:  # whatever is done to the file, it could not be taken over
+            raise _unusable([_problem(p) for p in loaded.errors])
         try:
             await anyio.to_thread.run_sync(work)
         except OSError as error:
             raise RpcError("invalid_config", f"cannot change the configuration: {error.strerror}") from None
-        result = await self.reload(False)
-        if not result.errors:
-            return
-        if undo is not None:
-            await anyio.to_thread.run_sync(undo)
-        raise RpcError(
-            "invalid_config",
-            f"cannot use it: {result.errors[0].message}",
-            hint=result.errors[0].hint,
-            details={"errors": msgspec.to_builtins(result.errors)},
-        )
+        try:
+            result = await self.reload(False)
+            if result.errors:
+                raise _unusable(result.errors)
+        except RpcError:
+            if undo is not None:
+                await anyio.to_thread.run_sync(undo)
+            raise
+
+
+def _unusable(errors: Sequence[t.ConfigProblem]) -> RpcError:
+    return RpcError(
+        "invalid_config",
+        f"cannot use the configuration: {errors[0].file}: {errors[0].message}",
+        hint=errors[0].hint,
+        details={"errors": msgspec.to_builtins(errors)},
+    )
 
 
 def definitions_of(loaded: Loaded) -> Definitions:

@@ -91,10 +91,15 @@ class _Desk:
         ids = self._views.service_ids()
         if wanted in ids:
             return wanted
-        for spec in self._views.state.catalog.services.values():
-            if wanted in spec.aliases:
-                return spec.id
+        if (meant := self._by_alias(wanted)) is not None:
+            return meant
         raise _not_found("service", wanted, ids)
+
+    def _by_alias(self, wanted: str) -> str | None:
+        specs = self._views.state.catalog.services
+        if wanted in specs:
+            return wanted
+        return next((spec.id for spec in specs.values() if wanted in spec.aliases), None)
 
     def mode(self, wanted: str) -> ModeSpec:
         """The mode with this id, or `not_found`."""
@@ -147,7 +152,8 @@ class _Desk:
     # -- modes ------------------------------------------------------------------------------------------------
 
     async def create_mode(self, _session: Session, params: m.ModeCreateParams) -> t.Mode:
-        await self._daemon.write_mode(params)
+        services = [self._by_alias(wanted) or wanted for wanted in params.services]
+        await self._daemon.write_mode(msgspec.structs.replace(params, services=services))
         return self._views.mode(self.mode(params.id))
 
     async def delete_mode(self, _session: Session, params: m.IdParams) -> t.Mode:

@@ -108,7 +108,7 @@ class Views:
             free_mib=max(0, device.total_mib - device.used_mib),
             sampled_at=self.time(device.at),
             reserve_mib=self.state.catalog.policy.vram_reserve_mib,
-            stale=bool(budget and budget.trouble == "telemetry_stale"),
+            stale=bool(budget and budget.trouble),
             processes=[
                 t.DeviceProcess(pid=p.pid, used_mib=p.used_mib, service=p.service, name=p.name)
                 for p in sorted(device.processes, key=lambda p: p.pid)
@@ -218,7 +218,7 @@ class Views:
             stopped=list(op.done(Verb.STOP)),
             slept=list(op.done(Verb.SLEEP)),
             kept=sorted(op.kept),
-            steps=[self.step(step) for step in op.steps],
+            steps=[self.step(step, op) for step in op.steps],
             error=self._error(op),
             created_at=self.time(op.created_at),
             finished_at=self.time_or_none(op.finished_at),
@@ -238,11 +238,13 @@ class Views:
             code=reason.code, message=reason.message, hint=reason.hint, details=details, log=list(op.failure.log)
         )
 
-    def step(self, step: CoreStep) -> t.Step:
-        """One step."""
+    def step(self, step: CoreStep, op: Operation) -> t.Step:
+        """One step of this operation."""
         error = None
         if step.error:
-            error = t.OperationError(code="failed", message=step.error)
+            reason = op.failure.reason if op.failure is not None else None
+            told = reason is not None and reason.message == step.error
+            error = t.OperationError(code=reason.code if reason and told else "failed", message=step.error)
         return t.Step(
             id=step.id,
             verb=step.verb.value,
@@ -264,7 +266,7 @@ class Views:
                 return "service", {"service": change.service, "from": change.before, "to": change.now}
             case fx.StepChanged() as change:
                 data = _of_operation(change.operation)
-                return "operation", {**data, "step": msgspec.to_builtins(self.step(change.step))}
+                return "operation", {**data, "step": msgspec.to_builtins(self.step(change.step, change.operation))}
             case fx.OperationChanged() as change:
                 data = _of_operation(change.operation)
                 error = self._error(change.operation)

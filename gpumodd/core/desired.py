@@ -88,10 +88,15 @@ def after_start(desired: Desired, service: str, specs: Mapping[str, ServiceSpec]
     return replace(desired, claims=claims, stopped=tuple(s for s in desired.stopped if s not in needed))
 
 
-def after_stop(desired: Desired, services: Iterable[str]) -> Desired:
-    """The wish once somebody stops these services by hand: manual starts end, other claims are outweighed."""
+def after_stop(desired: Desired, services: Iterable[str], specs: Mapping[str, ServiceSpec]) -> Desired:
+    """The wish once somebody stops these services by hand: manual starts end, other claims are outweighed.
+
+    What only they needed was not asked to stop: it goes on as a manual start.
+    """
     leaving = frozenset(services)
     claims = tuple(c for c in desired.claims if not (c.kind == "manual" and leaving.issuperset(c.services)))
     kept = Desired(mode=desired.mode, claims=claims)
     stopped = {s for s in desired.stopped if s in kept.claimed()} | leaving
-    return replace(kept, stopped=tuple(sorted(stopped)))
+    kept = replace(kept, stopped=tuple(sorted(stopped)))
+    lost = desired.services(specs) - kept.services(specs) - leaving
+    return replace(kept, claims=(*claims, *(Claim(kind="manual", owner=s, services=(s,)) for s in sorted(lost))))

@@ -101,6 +101,13 @@ class ReleaseWindow:
             del self.leaving[service]
         return tuple(over)
 
+    def waive(self) -> tuple[str, ...]:
+        """Close and return the releases whose processes ended: the device is lost, nobody can verify them."""
+        over = tuple(s for s, e in sorted(self.leaving.items()) if e.ended_at is not None)
+        for service in over:
+            del self.leaving[service]
+        return over
+
     def give_up(self, unlisted_mib: int, before: float) -> tuple[str, ...]:
         """Close and return the releases whose processes ended before this time; what they left is foreign now."""
         lingering = self.lingering(unlisted_mib)

@@ -4,7 +4,7 @@ Owns the records and how a fresh plan is merged into the steps already shown. Wh
 planner's decision; what they lead to is the engine's.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -185,7 +185,8 @@ def merge(
         if not step.state.open:
             begun.append(step)
         elif plan is None or (step.state is StepState.RUNNING and plan.after):
-            begun.append(_closed(step, fulfilled=plan is None and over(step.key), at=at))
+            passed = {s.id for s in begun if not s.state.open}
+            begun.append(_closed(step, passed, fulfilled=plan is None and over(step.key), at=at))
         elif step.state is StepState.RUNNING:
             begun.append(step)
         else:
@@ -213,19 +214,22 @@ def close(operation: Operation, state: StepState, at: float, *, error: str | Non
 
 
 def fail_step(operation: Operation, service: str, verbs: tuple[Verb, ...], error: str, at: float) -> Operation:
-    """Mark the first open step of this service with one of these verbs as failed."""
-    steps = list(operation.steps)
-    for i, step in enumerate(steps):
-        if step.service == service and step.verb in verbs and step.state.open:
-            steps[i] = replace(step, state=StepState.FAILED, finished_at=at, error=error)
-            break
-    return replace(operation, steps=tuple(steps))
+    """Mark the step of this service that went wrong as failed: the newest one with one of these verbs that had
+    begun and did not get to its end, else the first that was to come."""
+    mine = [s for s in operation.steps if s.service == service and s.verb in verbs]
+    begun = [s for s in mine if s.state in (StepState.RUNNING, StepState.CANCELLED)]
+    failed = begun[-1] if begun else next((s for s in mine if s.state.open), None)
+    if failed is None:
+        return operation
+    told = replace(failed, state=StepState.FAILED, finished_at=at, error=error)
+    return replace(operation, steps=tuple(told if s is failed else s for s in operation.steps))
 
 
-def _closed(step: Step, *, fulfilled: bool, at: float) -> Step:
-    if step.state is StepState.PENDING:  # it never began, so what it would have waited for says nothing
+def _closed(step: Step, passed: Container[str], *, fulfilled: bool, at: float) -> Step:
+    if step.state is StepState.PENDING:  # it never began: of what it waited for, only what is over says anything
         state = StepState.DONE if fulfilled else StepState.SKIPPED
-        return replace(step, state=state, after=(), started_at=at if fulfilled else None, finished_at=at)
+        after = tuple(id for id in step.after if id in passed)
+        return replace(step, state=state, after=after, started_at=at if fulfilled else None, finished_at=at)
     return replace(step, state=StepState.DONE if fulfilled else StepState.CANCELLED, finished_at=at)
 
 

@@ -142,7 +142,8 @@ def _come(
                 )
             )
         elif view.starting:
-            steps.append(PlannedStep(verb=Verb.START, service=service, why="it was given the command", in_flight=True))
+            why = _why_start(spec, view.devices, given)
+            steps.append(PlannedStep(verb=Verb.START, service=service, why=why, in_flight=True))
         steps.append(
             PlannedStep(
                 verb=Verb.WAIT_READY,

@@ -90,7 +90,7 @@ def for_service(state: State, event: ServiceRequested) -> Intent | Refusal:
     match kind:
         case Kind.STOP:
             intent.scope = tuple(sorted({service, *above}))
-            intent.wish = lambda before: wishes.after_stop(before, (service, *above))
+            intent.wish = lambda before: wishes.after_stop(before, (service, *above), specs)
         case Kind.START:
             intent.scope = tuple(sorted(wishes.closure([service], specs)))
             intent.wish = lambda before: wishes.after_start(before, service, specs)
