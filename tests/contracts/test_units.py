@@ -305,6 +305,14 @@ async def test_refresh_reports_also_what_is_the_same(backend: Backend) -> None:
         await units.refresh("a")
         after = await watch.until("a", lambda fact: fact.at > before.at)
         assert (after.active, after.invocation) == (before.active, before.invocation)
+        assert after.pids == await units.pids("a")
+
+
+async def test_refresh_of_what_does_not_exist(backend: Backend) -> None:
+    async with backend.open(unit("a", *FOREVER)) as units, watching(units) as watch:
+        await units.refresh("nobody")
+        assert (await watch.until("nobody", lambda fact: True)).active is Active.INACTIVE
+        assert await listed(units) == {"a": Active.INACTIVE}
 
 
 async def test_pids_and_their_owner(backend: Backend) -> None:

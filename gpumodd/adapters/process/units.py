@@ -255,9 +255,13 @@ class ProcessUnits:
             self._feed.send(UnitsChanged(facts=(unit.fact,)))
 
     async def refresh(self, service: str) -> None:
-        unit = self._unit(service, "read")
-        unit.fact = replace(unit.fact, at=self._clock.boottime())
-        self._feed.send(UnitsChanged(facts=(replace(unit.fact, pids=await self.pids(service)),)))
+        now = self._clock.boottime()
+        unit = self._units.get(service)
+        if unit is None:
+            fact = UnitFact(service=service, active=Active.INACTIVE, sub="dead", at=now)
+        else:
+            fact = unit.fact = replace(unit.fact, at=now)
+        self._feed.send(UnitsChanged(facts=(replace(fact, pids=await self.pids(service)),)))
 
     async def pids(self, service: str) -> tuple[int, ...]:
         unit = self._units.get(service)

@@ -7,7 +7,7 @@ is started or stopped when the port is told to, and what the manager reports is 
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -279,12 +279,12 @@ class SystemdUnits:
 
     async def refresh(self, service: str) -> None:
         path = await self._loaded(service)
-        state = self._state(service)
+        state = self._states.get(service) or UnitState(service)
         if path is None:
             fact = state.unloaded(self._clock.boottime())
         else:
-            fact = state.fold(await self._properties(path), self._times())
-        self._feed.send(UnitsChanged(facts=(fact,)))
+            fact = self._state(service).fold(await self._properties(path), self._times())
+        self._feed.send(UnitsChanged(facts=(replace(fact, pids=await self.pids(service)),)))
 
     async def pids(self, service: str) -> tuple[int, ...]:
         folder = await self._cgroup(service)
