@@ -69,6 +69,7 @@ def read(main: Document, environ: Mapping[str, str], registry: Registry) -> Sett
     values = settings.model_dump()
     values["drivers"] |= {name: section.model_dump() for name, section in plugins.items()}
     problems += _programs(main, values["drivers"])
+    problems += _table(main, settings.devices.table)
     defaults = dict(_leaves(schema.Settings().model_dump()))
     by_key = {
         dotted(place): Setting(
@@ -103,12 +104,18 @@ def _programs(main: Document, drivers: Mapping[str, Mapping[str, Any]]) -> Itera
             yield problem_at(main, ("drivers", name, "command", 0), message)
 
 
-def _expanded(program: str) -> str:
+def _table(main: Document, path: str | None) -> Iterator[ConfigProblem]:
+    """The same for the file of the simulated devices."""
+    if path is not None and not _expanded(path).startswith("/"):
+        yield problem_at(main, ("devices", "table"), f"cannot use the file {shown(path)}: it is not a whole path")
+
+
+def _expanded(path: str) -> str:
     """`~` expanded; as it is when there is no such home directory."""
     try:
-        return str(Path(program).expanduser())
+        return str(Path(path).expanduser())
     except RuntimeError:
-        return program
+        return path
 
 
 def _leaves(value: Mapping[str, Any], place: Place = ()) -> Iterator[tuple[Place, Any]]:

@@ -126,6 +126,16 @@ policy:
     def test_a_vram_limit_that_is_none(self, tree, limit):
         assert len(tree.write("gpumodd.yaml", f"policy:\n  vram_limit: {limit}\n").errors()) == 1
 
+    @pytest.mark.parametrize("table", ["/x/y", "~/x", "null"])
+    def test_a_device_table(self, tree, table):
+        assert tree.write("gpumodd.yaml", f"devices: {{table: {table}}}").errors() == []
+
+    @pytest.mark.parametrize("table", ["x", "./x", "~nobody-at-all/x"])
+    def test_a_device_table_that_is_nowhere(self, tree, table):
+        assert tree.write("gpumodd.yaml", f"devices: {{table: {table}}}").errors() == [
+            f'gpumodd.yaml:1:18: devices.table: cannot use the file "{table}": it is not a whole path'
+        ]
+
     def test_a_key_with_nothing_behind_it_says_nothing(self, tree):
         tree.service("s", env="", args="", health="", port="", depends_on="~", idle="null")
         tree.write("modes/m.yaml", "id: m\nname:\nservices:\n")
