@@ -113,7 +113,7 @@ class Course:
         track.devices = proposed.placements.get(step.service, ())
         track.fingerprint = spec.fingerprint
         track.started_at, track.stop_asked_at, track.killed_at = state.at, None, None
-        track.run_expected = True
+        track.run_expected, track.judged = True, False
         track.failure = track.failed_at = track.backoff_until = None
         track.start_effect = self._outbox.number()
         self._outbox.emit(fx.StartUnit(id=track.start_effect, service=step.service, devices=track.devices))

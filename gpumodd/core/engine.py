@@ -116,10 +116,10 @@ class Engine:
         track.start_effect = None
         unwanted = track.command is not ops.Command.STARTING
         fold.job_ended(self.state, track, ops.Asked.START_ENDED)
-        if event.result not in ("done", "lost") and not unwanted:
-            track.unseen_since = None
-            if track.failure is None:  # its end may have been seen before its job's
-                fold.failed(self.state, event.service, outcomes.start_failed(event))
+        if event.error:  # nothing was done, so there is nothing to be seen
+            track.unseen_since, track.run_expected = None, False
+        if event.result not in ("done", "lost") and not unwanted and not track.judged:
+            fold.failed(self.state, event.service, outcomes.start_failed(event))
 
     def _stop_ended(self, event: ev.UnitStopped) -> None:
         track = self.state.track(event.service)
@@ -128,9 +128,8 @@ class Engine:
         track.stop_effect = None
         fold.job_ended(self.state, track, ops.Asked.STOP_ENDED)
         if event.error:
-            track.unseen_since = None
-            track.failure = outcomes.stop_refused(event)
-            track.failed_at = self.state.at
+            track.unseen_since = track.stop_asked_at = None
+            track.failure, track.failed_at = outcomes.stop_refused(event), self.state.at
 
     def _logs_read(self, event: ev.LogsRead) -> None:
         for op in list(self.state.operations.values()):

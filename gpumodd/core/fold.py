@@ -29,11 +29,11 @@ def units(state: State, facts: tuple[UnitFact, ...], *, complete: bool) -> None:
     if complete:
         seen = {f.service for f in facts}
         for service, track in state.tracks.items():
-            if service not in seen and track.unit is not None:
-                if not track.unit.gone:
+            if service not in seen:
+                if track.unit is not None and not track.unit.gone:
                     _run_ended(state, service, track, None)
-                track.unit = None
-                track.unseen_since = None
+                track.unit = track.unseen_since = None
+                track.run_expected = track.command.coming
 
 
 def _unit(state: State, fact: UnitFact) -> None:
@@ -53,6 +53,10 @@ def _unit(state: State, fact: UnitFact) -> None:
         _run_ended(state, fact.service, track, fact)
     elif not fact.gone and track.stopped_outside:
         track.stopped_outside = False  # somebody started it again
+    if track.command is ops.Command.IDLE and track.unseen_since is None:  # this is what the last job has led to
+        track.run_expected = False
+        if fact.active is Active.ACTIVE:
+            track.stop_asked_at = None  # the stop came to nothing
 
 
 def _run_began(state: State, track: Track, fact: UnitFact) -> None:
@@ -62,7 +66,7 @@ def _run_began(state: State, track: Track, fact: UnitFact) -> None:
     track.ready_at = track.active_at = None
     expected, track.run_expected = track.run_expected, False
     if not expected:
-        track.stop_asked_at = None
+        track.stop_asked_at, track.judged = None, False
         track.started_at = fact.since if fact.since is not None else fact.at
         if not fact.gone:
             track.tell(fact.at, "found running" if state.observing else "started outside gpumodd")
@@ -78,7 +82,7 @@ def _run_ended(state: State, service: str, track: Track, fact: UnitFact | None) 
         if service in state.desired.services(state.catalog.services):
             track.stopped_outside = True
         track.tell(at, "stopped outside gpumodd")
-    else:
+    elif not track.judged:
         failed(state, service, crash_reason(service, fact))
 
 
@@ -106,6 +110,7 @@ def crash_reason(service: str, fact: UnitFact | None) -> Reason:
 def failed(state: State, service: str, reason: Reason) -> None:
     """A run or a start went wrong: remember it and put off the next attempt, longer each time."""
     track = state.track(service)
+    track.judged = True
     if track.ready_at is not None and state.at - track.ready_at >= STEADY_S:
         track.failures = 0
     track.failures += 1
@@ -172,7 +177,7 @@ def probe(state: State, fact: ProbeFact) -> bool:
     match before:
         case Health.LOADING if good:
             track.health = Health.READY
-            track.ready_at = state.at
+            track.ready_at, track.judged = state.at, False
         case Health.READY if track.probe.bad >= spec.health.failures:
             track.health = Health.DEGRADED
         case Health.DEGRADED if track.probe.good >= spec.health.recoveries:
@@ -235,7 +240,9 @@ def _device(state: State, device: DeviceFact) -> bool:
     for service in now.services:
         if service in window.leaving and not state.track(service).gone and state.track(service).stop_asked_at is None:
             del window.leaving[service]  # its processes are listed again: it never left
-    released = window.settle(now.unlisted_mib, now.pids_of, device.at)
+    # A lost device shows its last figures for ever, and nothing is started on it: when it is back, what its processes
+    # held then is on its way back, and verified like any other.
+    released = window.waive() if device.lost else window.settle(now.unlisted_mib, now.pids_of, device.at)
     late = window.give_up(now.unlisted_mib, state.at - state.catalog.policy.release_timeout_s)
     for service in released:
         state.quiesce_from = state.at

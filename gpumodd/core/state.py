@@ -64,6 +64,7 @@ class Track:
     stop_asked_at: float | None = None
     active_at: float | None = None  # when this run was first seen active
     ready_at: float | None = None
+    judged: bool = False  # its newest run has been counted as a failure, and counts once
     failures: int = 0  # ends and failed starts in a row
     backoff_until: float | None = None
     gave_up: bool = False

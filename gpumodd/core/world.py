@@ -59,7 +59,7 @@ def _is_desired(state: State, service: str) -> bool:
 
 def alive(track: Track) -> bool:
     """It has, or may soon have, processes."""
-    return not track.gone or track.command in (Command.STARTING, Command.STARTING_UNWANTED)
+    return not track.gone or track.command is not Command.IDLE or track.unseen_since is not None
 
 
 def held_on(state: State, device: DeviceFact) -> dict[str, int]:

@@ -54,6 +54,7 @@ class Machine:
     hung: bool = False  # the driver does not answer: the last sample is all there is
     lost: set[str] = field(default_factory=set)  # devices that cannot be used
     taken_ports: set[str] = field(default_factory=set)  # services whose port a stranger holds
+    refused_units: set[str] = field(default_factory=set)  # services whose unit the manager does not let us touch
     unit_lag_s: float = 0.0
     job_lag_s: float = 0.0
     inspect_s: float = 0.001
@@ -81,6 +82,7 @@ class Machine:
         self.history: list[tuple[tuple[ev.Event, ...], tuple[fx.Effect, ...]]] = []
         self.life = object()  # of the daemon: what the last one waited for, nobody waits for
         self.inbox.clear()
+        self.witness.new_daemon()
 
     # -- the daemon's life ------------------------------------------------------------------------------------
 
@@ -107,6 +109,7 @@ class Machine:
         self.boot()
 
     def feed(self, *events: ev.Event) -> None:
+        self.witness.hears(events)
         effects = self.engine.handle(*events)
         self.history.append((events, effects))
         life = self.life
@@ -369,9 +372,9 @@ class Machine:
                 self._stop(effect)
             case fx.KillUnit():
                 self.log.append(f"kill {effect.service}")
-                if self.connected:
+                error = self._refusal(effect.service)
+                if not error:
                     self.manager.kill(effect.service)
-                error = "" if self.connected else NOT_CONNECTED
                 self.post(ev.UnitKilled(at=self.at, effect=effect.id, service=effect.service, error=error))
             case fx.Inspect():
                 self._after(self.inspect_s, lambda: self._inspected(effect))
@@ -403,10 +406,10 @@ class Machine:
             self.post(done, self.job_lag_s)
             self._refresh(effect.service)
 
-        if self.connected:
-            self.manager.start(effect.service, effect.devices, ended)
+        if refusal := self._refusal(effect.service):
+            ended("failed", refusal)
         else:
-            ended("failed", NOT_CONNECTED)
+            self.manager.start(effect.service, effect.devices, ended, self.life)
 
     def _stop(self, effect: fx.StopUnit) -> None:
         life = self.life
@@ -419,10 +422,15 @@ class Machine:
             self._refresh(effect.service)
             self.touch()
 
-        if self.connected:
-            self.manager.stop(effect.service, ended)
+        if refusal := self._refusal(effect.service):
+            ended("failed", refusal)
         else:
-            ended("failed", NOT_CONNECTED)
+            self.manager.stop(effect.service, ended)
+
+    def _refusal(self, service: str) -> str:
+        if not self.connected:
+            return NOT_CONNECTED
+        return "access denied" if service in self.refused_units else ""
 
     def _refresh(self, service: str) -> None:
         """After a job the unit is read anew, changed or not."""

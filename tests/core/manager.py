@@ -35,6 +35,8 @@ class Process:
     devices: tuple[str, ...]
     mib: int
     ready_at: float
+    invocation: str
+    owner: object = None  # whoever asked for the start
     sick: bool = False
 
     def on(self, uuid: str) -> int:
@@ -50,6 +52,7 @@ class Job:
     kind: str
     done: list[Done] = field(default_factory=list)
     devices: tuple[str, ...] = ()
+    owner: object = None
 
 
 @dataclass
@@ -93,6 +96,7 @@ class Manager:
         self.world = world
         self.units: dict[str, Unit] = {}
         self.pids = itertools.count(100)
+        self.runs = itertools.count(1)
 
     # -- queries ----------------------------------------------------------------------------------------------
 
@@ -102,10 +106,6 @@ class Manager:
     def alive(self, service: str) -> Process | None:
         unit = self.units.get(service)
         return unit.process if unit else None
-
-    def starting(self) -> list[tuple[str, tuple[str, ...]]]:
-        jobs = [(s, j) for s, u in sorted(self.units.items()) for j in (u.job, u.queued) if j is not None]
-        return [(s, job.devices) for s, job in jobs if job.kind == "start"]
 
     def fact(self, service: str) -> UnitFact:
         unit = self.unit(service)
@@ -129,9 +129,9 @@ class Manager:
 
     # -- commands ---------------------------------------------------------------------------------------------
 
-    def start(self, service: str, devices: tuple[str, ...], done: Done) -> None:
+    def start(self, service: str, devices: tuple[str, ...], done: Done, owner: object = None) -> None:
         unit = self.unit(service)
-        job = Job("start", [done], devices)
+        job = Job("start", [done], devices, owner)
         if unit.queued is not None:
             unit.queued.done.append(done)
         elif unit.job is not None and unit.job.kind == "start":
@@ -156,6 +156,8 @@ class Manager:
         if unit.job is not None:
             self._job_ended(unit, "canceled")
         if unit.process is None:
+            if unit.active is Active.ACTIVATING:
+                self._to(unit, Active.INACTIVE, ended=Ended.JOB)
             done("done")
         elif unit.active is Active.DEACTIVATING:  # the stop whose job was replaced and then given up
             unit.job = Job("stop", [done])
@@ -180,7 +182,8 @@ class Manager:
     # -- what follows -----------------------------------------------------------------------------------------
 
     def _begin_start(self, unit: Unit, job: Job) -> None:
-        unit.job = job
+        unit.job, unit.invocation, unit.result, unit.exit_code = job, f"run{next(self.runs)}", "", None
+        self._to(unit, Active.ACTIVATING, ended=None)
         self.world.later(START_S, lambda: self._started(unit, job))
 
     def _started(self, unit: Unit, job: Job) -> None:
@@ -188,8 +191,6 @@ class Manager:
             return
         service = unit.service
         behaviour = self.world.behaviour(service)
-        pid = next(self.pids)
-        unit.invocation = f"run{pid}"
         if behaviour.start_result != "done":
             unit.result, unit.exit_code = "exit-code", 203
             self._to(unit, Active.FAILED, ended=Ended.EXIT)
@@ -197,8 +198,9 @@ class Manager:
             return
         mib = behaviour.takes_mib if behaviour.takes_mib is not None else self.world.vram_mib(service)
         ready_at = float("inf") if behaviour.never_ready else self.world.at + behaviour.load_s
-        process = Process(pid, service, job.devices, mib if job.devices else 0, ready_at)
-        unit.process, unit.result, unit.exit_code = process, "", None
+        mib = mib if job.devices else 0
+        process = Process(next(self.pids), service, job.devices, mib, ready_at, unit.invocation, job.owner)
+        unit.process = process
         self._to(unit, Active.ACTIVE, ended=None)
         self._job_ended(unit, "done")
         if not behaviour.never_ready:

@@ -2,7 +2,7 @@
 
 from gpumodd.core import conditions
 from gpumodd.core.facts import Ended
-from gpumodd.core.operations import State, Verb
+from gpumodd.core.operations import State, StepState, Verb
 from gpumodd.core.specs import OnFailure, Policy
 from tests.core.machine import Behaviour, Machine, catalog, service
 
@@ -330,3 +330,35 @@ def test_without_restoring_a_mode_that_is_down_after_a_reboot_is_told_and_left_a
     assert (m.running(), m.standing(), m.problems()) == (set(), "degraded", {"stopped_outside"})
     assert m.do("switch", "rag").done(Verb.START) == ("embed", "tiny")
     assert m.standing() == "converged"
+
+
+def test_a_stop_by_hand_ends_what_was_named_and_nothing_that_was_not():
+    m = Machine(catalog(service("db", 100), service("api", 100, depends_on=("db",)), app=("api",))).boot()
+    for begin in (("start", "api"), ("switch", "app")):
+        m.do(*begin)
+        assert m.do("stop", "api").done(Verb.STOP) == ("api",)
+        assert (m.running(), m.standing(), m.problems()) == ({"db"}, "converged", set())
+        m.do("switch", "blank")
+
+
+def test_a_member_that_fails_has_the_failed_step():
+    m = two_modes()
+    m.behaviours["embed"] = Behaviour(load_s=5.0, exit_after_s=1.0)
+    op = m.do("switch", "rag")
+    assert [(s.verb, s.service) for s in op.steps if s.state is StepState.FAILED] == [(Verb.WAIT_READY, "embed")]
+
+
+def test_blank_does_not_wait_for_the_memory_of_a_device_that_is_lost():
+    m = two_modes()
+    m.do("switch", "rag")
+    m.lost.add("GPU-0")
+    m.touch()
+    m.run(1.0)
+    began = m.at
+    assert m.do("switch", "blank").state is State.SUCCEEDED
+    assert m.at - began < 5
+    assert m.standing() == "converged"
+    m.lost.clear()
+    m.touch()
+    m.run()
+    assert m.do("switch", "chat").state is State.SUCCEEDED

@@ -8,6 +8,7 @@ operations and their steps behave.
 from typing import TYPE_CHECKING
 
 from gpumodd.core import effects as fx
+from gpumodd.core import events as ev
 from gpumodd.core import world
 from gpumodd.core.ledger import limit_of, share
 from gpumodd.core.operations import Operation, Step
@@ -27,8 +28,14 @@ class Witness:
         self.seen: dict[str, dict[str, int]] = {}  # what the last sample showed, by device and process
         self.foreign: dict[str, int] = {}
         self.in_flight: dict[str, fx.StartUnit] = {}
+        self.heard: set[str] = set()  # runs that the engine was told of
         self.operations: dict[str, Operation] = {}
-        self.engine: object = None
+
+    def new_daemon(self) -> None:
+        """It knows what was saved, and what it is told."""
+        self.in_flight.clear()
+        self.heard.clear()
+        self.operations.clear()
 
     # -- memory -----------------------------------------------------------------------------------------------
 
@@ -37,6 +44,11 @@ class Witness:
         m = self.machine
         self.foreign = {u: m.foreign.get(u, 0) + m.strangers.get(u, 0) for u in m.devices}
         self.seen = {u: {p.service: p.on(u) for p in m.manager.processes()} for u in m.devices}
+
+    def hears(self, events: tuple[ev.Event, ...]) -> None:
+        """The engine is told this: from now on it has to reckon with these runs."""
+        seen = [f for e in events if isinstance(e, ev.UnitsObserved) for f in e.facts]
+        self.heard |= {f.invocation for f in seen if not f.gone}
 
     def started(self, effect: fx.StartUnit) -> None:
         """A start command was given: is there room, whatever else may still happen?"""
@@ -56,14 +68,15 @@ class Witness:
         m = self.machine
         held: dict[str, int] = {}
         for process in m.manager.processes():
-            if uuid in process.devices:
+            known = process.invocation in self.heard or process.owner is m.life
+            if uuid in process.devices and known:
                 held[process.service] = max(
                     share(m.vram_mib(process.service), len(process.devices)),
                     min(process.on(uuid), self.seen.get(uuid, {}).get(process.service, 0)),
                 )
-        for service, devices in (*m.manager.starting(), *((s, e.devices) for s, e in self.in_flight.items())):
-            if uuid in devices:
-                held[service] = max(held.get(service, 0), share(m.vram_mib(service), len(devices)))
+        for service, effect in self.in_flight.items():
+            if uuid in effect.devices:
+                held[service] = max(held.get(service, 0), share(m.vram_mib(service), len(effect.devices)))
         return held, sum(mib for until, where, mib in m.lingering if where == uuid and until > m.at)
 
     def ended(self, effect: fx.StartUnit) -> None:
@@ -74,14 +87,9 @@ class Witness:
     # -- after every batch ------------------------------------------------------------------------------------
 
     def look(self) -> None:
-        engine = self.machine.engine
-        if engine is not self.engine:  # a new daemon: it goes on with what was saved
-            self.engine = engine
-            self.in_flight.clear()
-            self.operations = dict(engine.state.operations)
         assert self.lenient or not self.overcommits, self.overcommits
         self._books()
-        for op in engine.state.operations.values():
+        for op in self.machine.engine.state.operations.values():
             before = self.operations.get(op.id)
             if before is not op:
                 self._operation(before, op)

@@ -1,0 +1,113 @@
+"""News that comes late, twice, in the wrong order or not at all; commands that are refused or come to nothing."""
+
+import pytest
+
+from gpumodd.core import events as ev
+from gpumodd.core.facts import Answer, ProbeFact
+from gpumodd.core.operations import State, Verb
+from gpumodd.core.specs import Policy
+from tests.core.machine import Behaviour, Machine, catalog, service
+
+
+def machine(*specs, policy=None, **modes) -> Machine:
+    return Machine(catalog(*specs, policy=policy, **modes)).boot()
+
+
+def big(name: str, port: int, **how):
+    return service(name, 14000, port=port, **how)
+
+
+# -- deadlines ------------------------------------------------------------------------------------------------
+
+
+def test_a_deadline_counts_although_only_probes_come_in():
+    m = machine(service("slow", startup_timeout_s=5.0))
+    m.behaviours["slow"] = Behaviour(never_ready=True)
+    m.ask("start", "slow")
+    m.run(4.9)
+    late = m.at + 0.2
+    fact = ProbeFact(service="slow", answer=Answer.LOADING, at=late, invocation=m.engine.state.track("slow").invocation)
+    m.feed(ev.Probed(at=late, fact=fact))
+    assert m.engine.state.track("slow").failed_at == late
+
+
+# -- between a job's end and the sight of what it led to ------------------------------------------------------
+
+
+def test_what_was_started_is_committed_before_it_is_seen():
+    m = machine(big("a", 1), big("b", 2))
+    m.unit_lag_s = 3.0
+    m.behaviours["a"] = Behaviour(takes_mib=0)  # not yet
+    m.ask("start", "a")
+    m.run(0.5)
+    assert m.running() == {"a"}
+    assert m.engine.state.track("a").unit is None
+    assert m.refused("start", "b").reasons[0].code == "vram_insufficient"
+
+
+def test_a_start_whose_end_nobody_told_is_given_again_when_nothing_came_of_it():
+    m = machine(big("a", 1))
+    request = m.ask("start", "a")
+    m.unit_lag_s = 1.0
+    m.run(0.002)
+    assert m.log == ["start a"]
+    m.manager.units.clear()  # the manager has crashed before anybody saw the unit, and knows nothing of it
+    m.inbox.clear()
+    m.queue.clear()
+    m.feed(ev.UnitStarted(at=m.at, effect=m.engine.state.track("a").start_effect, service="a", result="lost"))
+    m.witness.in_flight.clear()
+    m.unit_lag_s = 0.0
+    m.connect()
+    m.run(30.0)
+    assert m.operation(request).state is State.SUCCEEDED
+    assert m.log == ["start a", "start a"]
+
+
+@pytest.mark.parametrize(("unit_lag_s", "job_lag_s"), [(0.0, 0.0), (0.0, 0.3), (0.3, 0.0)])
+def test_a_failed_start_counts_once_in_whatever_order_it_is_told(unit_lag_s, job_lag_s):
+    m = machine(big("a", 1))
+    m.unit_lag_s, m.job_lag_s = unit_lag_s, job_lag_s
+    m.behaviours["a"] = Behaviour(start_result="failed")
+    op = m.do("start", "a")
+    m.run(1.0)
+    assert op.failure.reason.code == "unit_failed"
+    assert m.engine.state.track("a").failures == 1
+
+
+def test_a_run_that_was_given_up_counts_once_although_it_also_crashes():
+    m = machine(big("a", 1, startup_timeout_s=5.0), policy=Policy(drift="report"))
+    m.behaviours["a"] = Behaviour(never_ready=True)
+    m.begin_outside("a")
+    m.run(6.0)
+    assert m.engine.state.track("a").failures == 1
+    m.crash("a")
+    m.run(1.0)
+    assert m.engine.state.track("a").failures == 1
+
+
+def test_a_start_by_a_person_after_a_refused_one_has_all_its_time():
+    m = machine(big("a", 1, startup_timeout_s=10.0))
+    m.refused_units.add("a")
+    m.do("start", "a")
+    m.run(60.0)
+    m.do("switch", "blank")
+    m.behaviours["a"] = Behaviour(load_s=5.0)
+    m.begin_outside("a")
+    m.run(8.0)
+    assert (m.phase("a"), m.problems()) == ("ready", {"orphan_running"})
+
+
+# -- refused commands -----------------------------------------------------------------------------------------
+
+
+def test_what_could_not_be_stopped_is_not_killed_later():
+    m = machine(big("a", 1, stop_timeout_s=2.0), big("b", 2), one=("a",), two=("b",))
+    m.do("switch", "one")
+    m.refused_units.add("a")
+    op = m.do("switch", "two")
+    assert (op.state, op.failure.reason.code) == (State.ROLLED_BACK, "driver_error")
+    m.refused_units.clear()
+    m.run(60.0)
+    assert "kill a" not in m.log
+    assert m.running() == {"a"}
+    assert op.done(Verb.STOP) == ()
