@@ -202,7 +202,7 @@ def test_a_crash_is_healed_and_a_switch_repairs_what_is_not(daemon: Daemon):
         os.kill(pid, signal.SIGKILL)
         until(lambda: d.phases()["embed"] != "ready")
         until(lambda: d.status()["state"] == "converged")
-        assert [op["kind"] for op in d.rpc("operation.list")][0] == "heal"
+        assert d.rpc("operation.list")[0]["kind"] == "heal"
         assert d.ready() == {"embed", "tiny"}
 
 
