@@ -27,6 +27,7 @@ def main() -> int:
     parser.add_argument(
         "--quick", action="store_true", help="a few seconds: does everything work? The figures say nothing"
     )
+    parser.add_argument("--imports", action="store_true", help="also tell what gpumodctl spends its start on")
     parser.add_argument("--out", type=Path, help="folder for the report (of a full run: this package's)")
     options = parser.parse_args()
     if unknown := sorted(set(options.names) - set(BENCHMARKS)):
@@ -40,7 +41,11 @@ def main() -> int:
             print(f"{name} …", end=" ", file=sys.stderr, flush=True)
             figures += BENCHMARKS[name](stage)
             print(f"{time.monotonic() - begun:.0f} s", file=sys.stderr)
+        if options.imports:
+            print(startup.imports(stage), end="\n\n")
     print(report.table(figures))
+    if options.quick:
+        print("a quick run: too few and too short repetitions to say anything about speed", file=sys.stderr)
     complete = not options.quick and not options.names
     out = options.out or (Path(__file__).parent if complete else None)
     if out is not None:

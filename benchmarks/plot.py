@@ -32,10 +32,10 @@ def timeline(title: str, bars: Sequence[Bar]) -> str:
         f'<text x="10" y="20" font-size="14">{escape(title)}</text>',
     ]
     for number, (kind, label) in enumerate(LABELS.items()):
-        x = LEFT + 150 * number
+        left = LEFT + 150 * number
         parts += [
-            f'<rect x="{x}" y="34" width="12" height="12" fill="{COLOURS[kind]}"/>',
-            f'<text x="{x + 18}" y="45">{label}</text>',
+            f'<rect x="{left}" y="34" width="12" height="12" fill="{COLOURS[kind]}"/>',
+            f'<text x="{left + 18}" y="45">{label}</text>',
         ]
     for tick in range(int(last / 0.5) + 1):
         x = LEFT + tick * 0.5 * scale

@@ -62,7 +62,7 @@ def machine() -> str:
 def _markdown(figures: Sequence[Figure], plots: Sequence[str], *, quick: bool) -> str:
     lines = [INTRO + f"Measured on: {machine()}."]
     if quick:
-        lines.append("\n**Quick run**: too few repetitions to say anything about speed.")
+        lines.append("\n**A quick run**: too few and too short repetitions to say anything about speed.")
     for benchmark in dict.fromkeys(figure.benchmark for figure in figures):
         lines += [f"\n## {benchmark}\n", "| " + " | ".join((*HEADS[:-1], "kept")) + " |", "|---|---|---|---|---|"]
         mine = [figure for figure in figures if figure.benchmark == benchmark]

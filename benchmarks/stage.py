@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,7 @@ class Stage:
         self.plots: dict[str, str] = {}  # SVG by file stem
         self._stack = contextlib.ExitStack()
         self._fifty: dict[str, Daemon] = {}
+        self.fifty_took_s: dict[str, float] = {}  # by backend: the switch that started them
 
     def __enter__(self) -> Self:
         self.root = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="gpumodd-bench-")))
@@ -93,7 +95,9 @@ class Stage:
                 daemon.command(service, server, str(port), port=port, vram_mib=SMALL_MIB, model=f"example/{service}")
             daemon.mode("all", *services)
             daemon.start()
+            begun = time.monotonic()
             daemon.switch("all")
+            self.fifty_took_s[backend.name] = time.monotonic() - begun
             self._hold(daemon)
             self._fifty[backend.name] = daemon
         return self._fifty[backend.name]
@@ -111,6 +115,8 @@ class Stage:
     def tiny_server(self) -> Path:
         """The compiled server of the fifty: as an interpreter each would take 10 MiB, and they must not be what is
         measured."""
+        if shutil.which("gcc") is None:
+            raise SystemExit("cannot build benchmarks/tiny_server.c: gcc is not installed")
         program = self.root / "tiny_server"
         subprocess.run(["gcc", "-O1", "-Wall", "-Wextra", "-Werror", "-o", program, TINY_SERVER], check=True)
         return program

@@ -69,3 +69,17 @@ def environment(daemon: Daemon) -> dict[str, str]:
     """A plain environment that leads to this daemon."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("GPUMODD_", "PYTHON"))}
     return clean | {"GPUMODD_SOCKET": str(daemon.socket)}
+
+
+def imports(stage: Stage, most: int = 15) -> str:
+    """What `gpumodctl status` imports, the dearest last, as `python -X importtime` tells it."""
+    daemon = stage.fifty(stage.first)
+    command = [sys.executable, "-X", "importtime", str(CTL), "status"]
+    done = subprocess.run(command, env=environment(daemon), cwd=daemon.root, capture_output=True, text=True, check=True)
+    found = []
+    for line in done.stderr.splitlines():
+        own, whole, name = line.removeprefix("import time:").split("|")
+        if own.strip().isdigit():
+            found.append((int(whole), int(own), name.strip()))
+    lines = [f"{whole:>9} {own:>9}  {name}" for whole, own, name in sorted(found)[-most:]]
+    return "\n".join([f"{'whole us':>9} {'own us':>9}  module ({len(found)} in all)", *lines])

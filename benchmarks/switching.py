@@ -9,14 +9,14 @@ No daemon can be faster; what it takes longer is its own.
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 from benchmarks.figures import Figure, Spread
 from benchmarks.plot import Bar, timeline
-from benchmarks.stage import Stage, free_ports
+from benchmarks.stage import FIFTY, Backend, Stage, free_ports
 from benchmarks.witness import Death
 from gpumodd.demo.model_server import boottime
 from gpumodd.demo.table import Device, DeviceTable
@@ -27,17 +27,26 @@ Placed = Mapping[tuple[str, str], tuple[float, float]]  # (what, service) -> beg
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """One of the four: its model server's arguments, its memory, and whose release it waits for."""
+    """One of the four: its memory, its times, what it depends on and whose release it waits for."""
 
-    arguments: tuple[str, ...]
     vram_mib: int
+    load_s: float = 0.0
+    term_s: float = 0.0
+    linger_s: float = 0.0
+    late_listen: bool = False
     needs: tuple[str, ...] = ()
     room_from: tuple[str, ...] = ()
-    linger_ms: int = 0
 
     @property
-    def server(self) -> tuple[str, ...]:
-        return (*self.arguments, "--linger-ms", str(self.linger_ms)) if self.linger_ms else self.arguments
+    def server(self) -> list[str]:
+        """The model server's arguments."""
+        times = ["--load-s", f"{self.load_s:g}", "--term-s", f"{self.term_s:g}"]
+        linger = ["--linger-ms", str(round(1000 * self.linger_s))]
+        return [*times, *linger, *(["--late-listen"] if self.late_listen else [])]
+
+    def hurried(self, factor: float) -> "Service":
+        """The same with shorter times."""
+        return replace(self, load_s=self.load_s * factor, term_s=self.term_s * factor, linger_s=self.linger_s * factor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +57,18 @@ class Scenario:
     words: str
     leaving: Mapping[str, Service]
     coming: Mapping[str, Service]
+
+    @property
+    def services(self) -> Mapping[str, Service]:
+        return {**self.leaving, **self.coming}
+
+    def hurried(self, factor: float) -> "Scenario":
+        """The same with shorter times."""
+        return replace(
+            self,
+            leaving={name: service.hurried(factor) for name, service in self.leaving.items()},
+            coming={name: service.hurried(factor) for name, service in self.coming.items()},
+        )
 
     def ideal(self, took: Mapping[str, float]) -> Placed:
         """When everything happens if all that may overlap does."""
@@ -60,7 +81,7 @@ class Scenario:
         for name in self.leaving:  # dependents stand first
             dependents = [other for other, service in self.leaving.items() if name in service.needs]
             place("stop", name, took[name], [("stop", other) for other in dependents])
-            place("release", name, self.leaving[name].linger_ms / 1000, [("stop", name)])
+            place("release", name, self.leaving[name].linger_s, [("stop", name)])
         for name, service in self.coming.items():  # what is needed stands first
             gates = [("release", other) for other in service.room_from] + [("start", other) for other in service.needs]
             place("start", name, took[name], gates)
@@ -73,30 +94,27 @@ SCENARIOS = (
         name="fan",
         words="each of two starts waits for one of two releases",
         leaving={
-            "fan-out-a": Service(arguments=("--term-s", "0.2"), vram_mib=9_000, linger_ms=300),
-            "fan-out-b": Service(arguments=("--term-s", "0.7"), vram_mib=15_000, linger_ms=200),
+            "fan-out-a": Service(vram_mib=9_000, term_s=0.2, linger_s=0.3),
+            "fan-out-b": Service(vram_mib=15_000, term_s=0.7, linger_s=0.2),
         },
         coming={
-            "fan-in-a": Service(arguments=("--load-s", "1.2"), vram_mib=9_000, room_from=("fan-out-a",)),
-            "fan-in-b": Service(
-                arguments=("--load-s", "0.9", "--late-listen"), vram_mib=15_000, room_from=("fan-out-b",)
-            ),
+            "fan-in-a": Service(vram_mib=9_000, load_s=1.2, room_from=("fan-out-a",)),
+            "fan-in-b": Service(vram_mib=15_000, load_s=0.9, late_listen=True, room_from=("fan-out-b",)),
         },
     ),
     Scenario(
         name="chain",
         words="a dependent leaves before what it needs, another comes after what it needs",
         leaving={
-            "chain-out-top": Service(
-                arguments=("--term-s", "0.1"), vram_mib=4_000, needs=("chain-out-low",), linger_ms=100
-            ),
-            "chain-out-low": Service(arguments=("--term-s", "0.4"), vram_mib=20_000, linger_ms=300),
+            "chain-out-top": Service(vram_mib=4_000, term_s=0.1, linger_s=0.1, needs=("chain-out-low",)),
+            "chain-out-low": Service(vram_mib=20_000, term_s=0.4, linger_s=0.3),
         },
         coming={
-            "chain-in-low": Service(arguments=("--load-s", "0.7"), vram_mib=19_000, room_from=("chain-out-low",)),
+            "chain-in-low": Service(vram_mib=19_000, load_s=0.7, room_from=("chain-out-low",)),
             "chain-in-top": Service(
-                arguments=("--load-s", "0.3", "--late-listen"),
                 vram_mib=5_000,
+                load_s=0.3,
+                late_listen=True,
                 needs=("chain-in-low",),
                 room_from=("chain-out-low", "chain-out-top"),
             ),
@@ -117,44 +135,59 @@ class Rounds:
 
 def measure(stage: Stage) -> Iterator[Figure]:
     """Rounds: the daemon gets ready, the commands run directly, the daemon switches."""
+    scenarios = [scenario.hurried(0.1) for scenario in SCENARIOS] if stage.quick else list(SCENARIOS)
     for backend in stage.backends:
-        found = {scenario.name: Rounds() for scenario in SCENARIOS}
+        found = {scenario.name: Rounds() for scenario in scenarios}
         with stage.daemon(backend, "switch") as daemon:
-            configure(daemon)
+            configure(daemon, scenarios)
             daemon.start()
             for _ in range(stage.times(7, 1)):
-                for scenario in SCENARIOS:
+                for scenario in scenarios:
                     one_round(daemon, scenario, found[scenario.name])
             assert not daemon.refusals(), "a device was over-committed"
-        for scenario in SCENARIOS:
+        for scenario in scenarios:
             rounds = found[scenario.name]
             stage.plot(f"switching-{scenario.name}-{backend.name}", chart(scenario, rounds, backend.words))
-            yield Figure(
-                benchmark="switching",
-                name=f"switch / critical path, {scenario.name}, {backend.name}",
-                spread=Spread.ratio(rounds.switch, rounds.path),
-                unit="×",
-                goal=1.05,
-                digits=3,
-                how=f"{scenario.words}; from the client's request to its answer; {backend.words}",
-            )
-            yield Figure(
-                benchmark="switching",
-                name=f"above the critical path, {scenario.name}, {backend.name}",
-                spread=Spread.of(1000 * (s - p) for s, p in zip(rounds.switch, rounds.path, strict=True)),
-                unit="ms",
-                digits=0,
-                how="the same as a difference",
-            )
+            yield from figures(scenario, rounds, backend)
+        stage.fifty(backend)
+        yield Figure(
+            benchmark="switching",
+            name=f"switch to {FIFTY} services, {backend.name}",
+            spread=Spread.of([1000 * stage.fifty_took_s[backend.name]]),
+            unit="ms",
+            digits=0,
+            how=f"servers that need no time to load; from the client's request to its answer; {backend.words}",
+        )
 
 
-def configure(daemon: Daemon) -> None:
+def figures(scenario: Scenario, rounds: Rounds, backend: Backend) -> Iterator[Figure]:
+    """One scenario's."""
+    yield Figure(
+        benchmark="switching",
+        name=f"switch / critical path, {scenario.name}, {backend.name}",
+        spread=Spread.ratio(rounds.switch, rounds.path),
+        unit="×",
+        goal=1.05,
+        digits=3,
+        how=f"{scenario.words}; from the client's request to its answer; {backend.words}",
+    )
+    yield Figure(
+        benchmark="switching",
+        name=f"above the critical path, {scenario.name}, {backend.name}",
+        spread=Spread.of(1000 * (s - p) for s, p in zip(rounds.switch, rounds.path, strict=True)),
+        unit="ms",
+        digits=0,
+        how="the same as a difference",
+    )
+
+
+def configure(daemon: Daemon, scenarios: Sequence[Scenario]) -> None:
     """All scenarios' services and modes on one device."""
     daemon.table.create(Device(GPU, 0, TOTAL_MIB))
-    services = {name: s for scenario in SCENARIOS for name, s in [*scenario.leaving.items(), *scenario.coming.items()]}
+    services = {name: service for scenario in scenarios for name, service in scenario.services.items()}
     for (name, service), port in zip(services.items(), free_ports(len(services)), strict=True):
         daemon.service(name, service.vram_mib, *service.server, port=port, depends_on=list(service.needs))
-    for scenario in SCENARIOS:
+    for scenario in scenarios:
         daemon.mode(f"{scenario.name}-before", *scenario.leaving)
         daemon.mode(f"{scenario.name}-after", *scenario.coming)
 

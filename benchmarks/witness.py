@@ -103,7 +103,7 @@ def able_since(port: int) -> float:
     """Since when a model server has been able to answer 200, by its own account."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/demo/timeline", timeout=10) as reply:
         timeline = json.load(reply)
-    return max(timeline["ready"], timeline["listening"])
+    return max(float(timeline["ready"]), float(timeline["listening"]))
 
 
 def memory_back(table: DeviceTable, pid: int, died: float) -> float:
