@@ -362,3 +362,16 @@ def test_blank_does_not_wait_for_the_memory_of_a_device_that_is_lost():
     m.touch()
     m.run()
     assert m.do("switch", "chat").state is State.SUCCEEDED
+
+
+def test_wishes_are_judged_in_the_order_they_were_asked_for():
+    m = two_modes()
+    m.inspect_s = 5.0
+    first = m.ask("switch", "chat")
+    m.step()
+    m.inspect_s = 0.001
+    second = m.ask("switch", "rag")
+    m.run()
+    assert m.operation(first).state is State.CANCELLED
+    assert m.operation(second).state is State.SUCCEEDED
+    assert m.running() == {"embed", "tiny"}
