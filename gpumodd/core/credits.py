@@ -106,12 +106,13 @@ def _too_little(view: ServiceView, book: str, mib: int, had: int, given: PlanInp
             details={"needed_mib": mib, "available_mib": had},
         )
     budget = given.budgets[book]
+    limit = "" if budget.limit_mib is None else f", limit {budget.limit_mib}"
     return Reason(
         code="vram_insufficient",
         message=(
             f"cannot start {view.id} on {budget.name} (device {budget.index}): it needs {mib} MiB and"
             f" {max(0, had)} of {budget.total_mib} MiB can be had"
-            f" (reserve {budget.reserve_mib}, foreign {budget.foreign_mib})"
+            f" (reserve {budget.reserve_mib}, foreign {budget.foreign_mib}{limit})"
         ),
         hint="`gpumodctl simulate` shows what would fit; `gpumodctl status` names who holds the memory",
         service=view.id,
@@ -123,5 +124,6 @@ def _too_little(view: ServiceView, book: str, mib: int, had: int, given: PlanInp
             "reserve_mib": budget.reserve_mib,
             "foreign_mib": budget.foreign_mib,
             "committed_mib": budget.committed_mib,
+            "limit_mib": budget.limit_mib,
         },
     )
