@@ -375,3 +375,16 @@ def test_wishes_are_judged_in_the_order_they_were_asked_for():
     assert m.operation(first).state is State.CANCELLED
     assert m.operation(second).state is State.SUCCEEDED
     assert m.running() == {"embed", "tiny"}
+
+
+def test_force_does_not_wait_for_the_quiesce_that_it_passes():
+    m = two_modes(quiesce_s=30.0)
+    m.do("switch", "chat")
+    m.do("switch", "blank")
+    began = m.at
+    assert m.do("switch", "rag", force=True).state is State.SUCCEEDED
+    assert m.at - began < 10
+    m.do("switch", "blank")
+    began = m.at
+    assert m.do("start", "tiny", force=True).state is State.SUCCEEDED
+    assert m.at - began < 10
