@@ -53,7 +53,7 @@ def for_switch(state: State, event: SwitchRequested) -> Intent | Refusal:
         requests=[event.request],
         actor=event.actor,
         force=event.force,
-        quiesce=event.quiesce,
+        quiesce=event.quiesce and not event.force,
     )
 
 
@@ -86,6 +86,7 @@ def for_service(state: State, event: ServiceRequested) -> Intent | Refusal:
         requests=[event.request],
         actor=event.actor,
         force=event.force,
+        quiesce=not event.force,
     )
     match kind:
         case Kind.STOP:

@@ -114,7 +114,8 @@ def budgets(state: State) -> dict[str, Budget]:
 def _trouble(state: State, device: DeviceFact) -> str:
     if device.lost:
         return "device_unhealthy"
-    return "telemetry_stale" if state.at - device.at > STALE_S else ""
+    unread = state.devices is not None and state.devices.error  # a driver that does not answer may hide anything
+    return "telemetry_stale" if unread or state.at - device.at > STALE_S else ""
 
 
 def held_back(state: State, desired: Desired) -> frozenset[str]:
