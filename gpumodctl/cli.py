@@ -92,8 +92,7 @@ def run(args: list[str] | None = None) -> int:
     except Unreachable as unreachable:
         return failures.tell_unreachable(invocation, unreachable)
     except click.ClickException as error:
-        error.show(sys.stderr)
-        return error.exit_code
+        return failures.tell_usage(invocation, error, sys.argv[1:] if args is None else args)
     except (click.Abort, KeyboardInterrupt):
         return exits.INTERRUPTED
     except (msgspec.MsgspecError, OSError) as error:

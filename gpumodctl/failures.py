@@ -1,11 +1,15 @@
 """How a run that went wrong is told: the message, what would help, what the service said last."""
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+import click
 
 from gpumodctl import exits, text
 from gpumodctl.client import Refused, Unreachable
 from gpumodctl.invocation import Invocation
+from gpumodd.wire.errors import NUMBERS
 
 _LOG_LINES = 20
 
@@ -31,6 +35,16 @@ def tell_unreachable(invocation: Invocation, unreachable: Unreachable) -> int:
         invocation.document({"code": -32000, "message": unreachable.message, "data": data})
     invocation.note(f"gpumodctl: {text.clean(unreachable.message)}; {text.clean(unreachable.hint)}")
     return exits.UNREACHABLE
+
+
+def tell_usage(invocation: Invocation, error: click.ClickException, words: Iterable[str]) -> int:
+    """Tell that the command line makes no sense; the exit code."""
+    # Whoever asked for JSON may have made the mistake before the option was understood.
+    if invocation.json or "--json" in words:
+        data = {"code": "invalid_params", "hint": "see --help", "details": {}}
+        invocation.document({"code": NUMBERS["invalid_params"], "message": error.format_message(), "data": data})
+    error.show(sys.stderr)
+    return error.exit_code
 
 
 def note(invocation: Invocation, message: str, hint: str) -> None:

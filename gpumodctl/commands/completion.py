@@ -7,7 +7,10 @@ from gpumodctl.invocation import Invocation
 from gpumodctl.options import command
 
 
-@command("completion", help='Print the completion script for a shell: eval "$(gpumodctl completion bash)".')
+@command(
+    "completion",
+    help='Print the completion script for a shell.\n\nFor bash: eval "$(gpumodctl completion bash)"',
+)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
@@ -15,4 +18,8 @@ def completion(ctx: click.Context, shell: str) -> None:
     found = get_completion_class(shell)
     assert found is not None
     script = found(ctx.find_root().command, {}, "gpumodctl", "_GPUMODCTL_COMPLETE")
-    invocation.say(script.source_template % script.source_vars())
+    text = script.source_template % script.source_vars()
+    if invocation.json:
+        invocation.document(text)
+    else:
+        invocation.say(text)

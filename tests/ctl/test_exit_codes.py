@@ -73,6 +73,8 @@ def test_usage(ctl, line):
     assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr
+    asked = ctl("--json", *line.split())
+    assert (asked.returncode, json.loads(asked.stdout)["data"]["code"]) == (2, "invalid_params")
 
 
 def test_a_typo_gets_a_hint(ctl):
