@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from gpumodd.core import effects as fx
 from gpumodd.core import events as ev
-from gpumodd.core import fold, operations, outcomes, requests
+from gpumodd.core import fold, outcomes, requests, world
 from gpumodd.core.course import Course
-from gpumodd.core.desired import Desired, closure
+from gpumodd.core.desired import Desired, closure, undone
 from gpumodd.core.operations import Kind, Operation, State, Step, StepState, Verb
 from gpumodd.core.outbox import Outbox
 from gpumodd.core.plans import Plan
@@ -25,80 +25,106 @@ class Admission:
         self._state = state
         self._outbox = outbox
         self._course = course
-        self._intents: dict[int, Intent] = {}
+        self._intents: dict[int, Intent] = {}  # by the effect that gathers their facts, oldest first
+        self._facts: dict[int, ev.Inspected] = {}  # of intents that wait for an older one
 
     def on_trial(self) -> list[Intent]:
-        """The intents whose facts are not in yet."""
+        """The intents that are not judged yet, oldest first."""
         return list(self._intents.values())
 
     def requested(self, event: ev.SwitchRequested | ev.ServiceRequested) -> None:
         """Somebody asks: join what already leads there, or put the wish on trial."""
-        state = self._state
         if isinstance(event, ev.SwitchRequested):
-            for op in state.active_operations():
-                if op.kind is Kind.SWITCH and op.target == event.mode and op.returning is None:
-                    self._outbox.emit(fx.Reply(request=event.request, operation=op.id))
-                    return
-            for pending in self._intents.values():
-                if pending.kind is Kind.SWITCH and pending.target == event.mode:
-                    pending.requests.append(event.request)
-                    return
-            intent = requests.for_switch(state, event)
+            if self._joins(event):
+                return
+            intent = requests.for_switch(self._state, event)
         else:
-            intent = requests.for_service(state, event)
+            intent = requests.for_service(self._state, event)
         if isinstance(intent, fx.Refusal):
             self._outbox.emit(fx.Reply(request=event.request, refusal=intent))
             return
         self.inspect(intent)
 
+    def _joins(self, event: ev.SwitchRequested) -> bool:
+        """Does the newest switch, on trial or under way, lead there anyway?"""
+        trials = [i for i in self._intents.values() if i.kind is Kind.SWITCH]
+        if trials:
+            newest = trials[-1]
+            same = (newest.target, newest.force, newest.quiesce) == (event.mode, event.force, event.quiesce)
+            if same:
+                newest.requests.append(event.request)
+            return same
+        for op in self._state.active_operations():
+            if op.kind is Kind.SWITCH and op.target == event.mode and op.returning is None:
+                self._outbox.emit(fx.Reply(request=event.request, operation=op.id))
+                return True
+        return False
+
     def inspect(self, intent: Intent) -> None:
         """Gather the facts an intent is judged on."""
         wanted = intent.wish(self._state.desired).services(self._state.catalog.services)
-        if intent.scope is not None:
-            wanted &= set(intent.scope)
         effect = self._outbox.number()
         self._intents[effect] = intent
-        self._outbox.emit(fx.Inspect(id=effect, services=tuple(sorted(wanted))))
+        self._outbox.emit(fx.Inspect(id=effect, services=tuple(s for s in sorted(wanted) if intent.covers(s))))
 
     def inspected(self, event: ev.Inspected) -> None:
-        """The facts are in: refuse, or begin."""
-        intent = self._intents.pop(event.effect, None)
+        """The facts are in."""
         self._state.host = event.host or self._state.host
         fold.devices(self._state, event.devices)
-        if intent is None or self._state.observing:
-            return
+        if event.effect in self._intents:
+            self._intents[event.effect].facts = event
+        self.judge()
+
+    def judge(self) -> None:
+        """Decide what is on trial in the order it was asked, however fast its facts came: the newest wish must win."""
+        for effect, intent in list(self._intents.items()):
+            if intent.facts is None or self._state.observing:
+                return
+            del self._intents[effect]
+            self._decide(intent, intent.facts)
+
+    def _decide(self, intent: Intent, facts: ev.Inspected) -> None:
+        """Refuse, or begin."""
         wish, proposed = requests.plan_of(self._state, intent)
-        reasons = requests.reasons_against(self._state, intent, proposed, event)
+        if not intent.requests and not requests.starts_of(intent, proposed):
+            return  # a repair, and nothing is broken any more
+        reasons = requests.reasons_against(self._state, intent, proposed, facts)
         if self._state.unsaved:
             reasons.append(outcomes.unsaved(self._state.unsaved))
         if reasons:
-            self._refuse(intent, reasons)
+            self._refuse(intent, proposed, reasons)
             return
         op = self._begin(intent, wish, proposed)
         self._outbox.emit(*(fx.Reply(request=request, operation=op.id) for request in intent.requests))
 
-    def _refuse(self, intent: Intent, reasons: list[Reason]) -> None:
+    def _refuse(self, intent: Intent, proposed: Plan, reasons: list[Reason]) -> None:
         what = f"{intent.kind} {intent.target}"
         for request in intent.requests:
             self._outbox.emit(fx.Reply(request=request, refusal=requests.refusal(reasons, what)))
         if not intent.requests:  # nobody asked: the engine's own repair waits and plans again
-            for reason in reasons:
-                for service in [reason.service] if reason.service else intent.scope or ():
-                    fold.failed(self._state, service, reason)
+            named = {reason.service: reason for reason in reversed(reasons)}
+            for service in requests.starts_of(intent, proposed):
+                fold.put_off(self._state, self._state.track(service), named.get(service, reasons[0]))
 
     def _begin(self, intent: Intent, wish: Desired, proposed: Plan) -> Operation:
         """Put a wish in force: what contradicts it ends, and its operation starts."""
         state = self._state
         specs = state.catalog.services
-        goals = wish.services(specs)
-        if intent.scope is not None:
-            goals &= set(intent.scope)
-        for op in state.active_operations():
-            if self._contradicts(op, intent, wish, goals):
-                self._end_superseded(op, intent)
+        goals = frozenset(s for s in wish.services(specs) if intent.covers(s))
+        before = state.desired
         if intent.requests:  # somebody asks anew: a switch clears the slate, a service request its own services'
             for service in sorted(state.tracks if intent.kind is Kind.SWITCH else goals):
-                fold.forgive(state.track(service))
+                track = state.track(service)
+                fold.forgive(track)
+                if track.stopped_outside:  # to undo this is to leave it stopped
+                    track.stopped_outside = False
+                    before = replace(before, stopped=tuple(sorted({*before.stopped, service})))
+        else:
+            goals -= world.held_back(state, wish)
+        for op in state.active_operations():
+            if self._contradicts(op, intent, wish, goals):
+                before = undone(before, before=op.before, after=op.wish)  # what ran before, not what never did
+                self._course.supersede(op, f"{intent.kind} {intent.target}")
         restarts = requests.restarts_of(state, intent)
         op_id = str(state.next_operation)
         state.next_operation += 1
@@ -116,7 +142,8 @@ class Admission:
             kind=intent.kind,
             target=intent.target,
             created_at=state.at,
-            before=state.desired,
+            before=before,
+            wish=wish,
             actor=intent.actor,
             on_failure=intent.on_failure,
             force=intent.force,
@@ -124,7 +151,7 @@ class Admission:
             scope=intent.scope,
             goals=tuple(sorted(goals)),
             restarts=tuple(sorted(restarts)),
-            kept=tuple(s for s in proposed.kept if intent.scope is None or s in intent.scope),
+            kept=tuple(s for s in proposed.kept if intent.covers(s)),
             steps=(inspect,),
         )
         state.desired = wish
@@ -139,10 +166,6 @@ class Admission:
             return True
         return not wish.services(self._state.catalog.services).issuperset(op.goals)
 
-    def _end_superseded(self, op: Operation, intent: Intent) -> None:
-        reason = Reason(code="conflict", message=f"{op.kind} {op.target} was replaced by {intent.kind} {intent.target}")
-        self._course.end(replace(op, failure=op.failure or operations.Failure(reason=reason)), State.CANCELLED)
-
     def cancelled(self, event: ev.CancelRequested) -> None:
         """Somebody cancels: the operation leads back to what was desired before it."""
         op = self._state.operations.get(event.operation)
@@ -152,7 +175,7 @@ class Admission:
             refusal = fx.Refusal(code="conflict", message=f"cannot cancel operation {op.id}: it has already {op.state}")
         else:
             reason = Reason(code="conflict", message=f"{op.kind} {op.target} was cancelled by a client")
-            self._course.turn_back(op, State.CANCELLED, op.before, reason)
+            self._course.turn_back(op, State.CANCELLED, reason)
             self._outbox.emit(fx.Reply(request=event.request, operation=op.id))
             return
         self._outbox.emit(fx.Reply(request=event.request, refusal=refusal))

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from gpumodd.core import effects as fx
 from gpumodd.core import fold, operations, ops, outcomes, world
-from gpumodd.core.desired import Desired
 from gpumodd.core.operations import Kind, Operation, PlannedStep, State, StepKey, StepState, Verb
 from gpumodd.core.outbox import Outbox
 from gpumodd.core.phase import Phase
@@ -52,6 +51,7 @@ class Course:
             world.plan_input(
                 self._state,
                 self._state.desired,
+                reach=world.reach_of(self._state, active),
                 restarts=world.must_restart(active),
                 unbounded=any(op.force for op in active),
                 quiesce=all(op.quiesce for op in active),
@@ -136,15 +136,20 @@ class Course:
         """Act on an operation that could not go on for too long."""
         for op in self._state.active_operations():
             reason = outcomes.blocked_too_long(self._state, op, proposed)
-            if reason is not None:
+            if reason is None:
+                continue
+            if op.returning is None:
                 self._fail(op, reason.service or "", reason)
-                return True
+            else:
+                unrestored = outcomes.names(s for s in proposed.steps if op.covers(s.service))
+                self.end(replace(op, details={**op.details, "unrestored": unrestored}), State.FAILED)
+            return True
         return False
 
     def _fail(self, op: Operation, service: str, reason: Reason) -> None:
         """One service went wrong: say so, and go where the operation's policy leads."""
         track = self._state.track(service) if service else Track()
-        verbs = (Verb.START, Verb.WAIT_READY) if service in op.goals else (Verb.STOP, Verb.WAIT_RELEASE)
+        verbs = (Verb.STOP, Verb.WAIT_RELEASE) if outcomes.leaves(reason) else (Verb.START, Verb.WAIT_READY)
         op = operations.fail_step(op, service, verbs, reason.message, self._state.at)
         if op.failure is None:
             op = replace(op, failure=operations.Failure(reason=reason))
@@ -155,42 +160,49 @@ class Course:
             key = "rollback_failed" if op.returning is State.ROLLED_BACK else f"also_{service}"
             op = replace(op, details={**op.details, key: reason.message})
         track.failure = None  # this operation has taken note; the story keeps it
-        policy = outcomes.policy_of(op)
-        if op.returning is not None or policy is None or policy == "keep":
-            # Nowhere to go back to: the rest goes on, this service is left alone, and the end is a failure.
-            if service in op.goals:
-                track.failure = reason
-                track.gave_up = track.gave_up or op.kind not in (Kind.HEAL, Kind.RESTORE)
-            end = State.CANCELLED if op.returning is State.CANCELLED else State.FAILED
-            goals = tuple(g for g in op.goals if g != service)
-            self._state.put(replace(op, returning=end, goals=goals, blocked_since=None))
-        elif policy == "rollback":
-            self.turn_back(op, State.ROLLED_BACK, op.before, reason)
+        if op.returning is None and outcomes.policy_of(op) == "rollback":
+            self.turn_back(op, State.ROLLED_BACK, reason)
+        elif op.returning is None and outcomes.policy_of(op) == "stop":
+            self.turn_back(op, State.FAILED, reason)
         else:
-            kept = Desired(claims=outcomes.claims_on(op.kept, self._state.desired))
-            self.turn_back(op, State.FAILED, kept, reason)
+            self._go_on_without(op, service, reason)
 
-    def turn_back(self, op: Operation, end: State, wish: Desired, reason: Reason) -> None:
-        """From now on the operation leads to this wish, and ends so once it is fulfilled."""
+    def _go_on_without(self, op: Operation, service: str, reason: Reason) -> None:
+        """There is nowhere to go back to: the rest goes on, this service is left alone, and the end is a failure."""
+        track = self._state.track(service) if service else Track()
+        if service not in op.goals:
+            op = replace(op, abandoned=tuple(sorted({*op.abandoned, service} - {""})))
+        elif not track.stopped_outside:
+            track.failure = reason
+            track.gave_up = track.gave_up or op.kind not in (Kind.HEAL, Kind.RESTORE)
+        end = State.CANCELLED if op.returning is State.CANCELLED else State.FAILED
+        goals = tuple(g for g in op.goals if g != service)
+        self._state.put(replace(op, returning=end, goals=goals, blocked_since=None))
+
+    def turn_back(self, op: Operation, end: State, reason: Reason) -> None:
+        """Undo what the operation has asked for; once that is fulfilled it ends so."""
         state = self._state
-        state.desired = wish
-        goals = wish.services(state.catalog.services)
-        for service in goals:
+        specs = state.catalog.services
+        state.desired = outcomes.wish_after(op, end, state.desired)
+        wanted = state.desired.services(specs)
+        goals = {s for s in wanted if op.covers(s) and not state.track(s).stopped_outside}
+        for service in sorted(goals):
             fold.forgive(state.track(service))
-        if op.kind in (Kind.HEAL, Kind.RESTORE):
-            for service in op.scope or ():
+        if op.kind in (Kind.HEAL, Kind.RESTORE):  # nothing was asked for, so what it was to bring back is left alone
+            for service in sorted(s for s in goals if not self._over((Verb.WAIT_READY, s))):
                 state.track(service).gave_up = True
-        self._state.put(
-            replace(
-                op,
-                returning=end,
-                failure=op.failure or operations.Failure(reason=reason),
-                goals=tuple(sorted(goals if op.scope is None else goals & set(op.scope))),
-                attempted=(),
-                restarts=(),
-                blocked_since=None,
-            )
-        )
+            goals.clear()
+        failure = op.failure or operations.Failure(reason=reason)
+        op = replace(op, returning=end, failure=failure, goals=tuple(sorted(goals)), attempted=(), restarts=())
+        state.put(replace(op, blocked_since=None))
+        for other in state.active_operations():
+            if other.id != op.id and not wanted.issuperset(other.goals):
+                self.supersede(other, f"the return of {op.kind} {op.target}")
+
+    def supersede(self, op: Operation, by: str) -> None:
+        """Something newer leads elsewhere."""
+        reason = Reason(code="conflict", message=f"{op.kind} {op.target} was replaced by {by}")
+        self.end(replace(op, failure=op.failure or operations.Failure(reason=reason)), State.CANCELLED)
 
     def _end_operations(self, proposed: Plan) -> bool:
         """End what has arrived; note since when an operation can do nothing."""
@@ -199,21 +211,25 @@ class Course:
             mine = [s for s in proposed.steps if op.covers(s.service)]
             stuck = bool(mine) and all(s.blocked or s.after for s in mine)
             waits = stuck and world.quiesce_left(self._state) == 0
-            if not mine and op.logs_of is None:
+            if op.logs_of is not None:
+                continue
+            if not mine and not self._lacking(op):
                 if world.lacks_sample(self._state, op):
                     self.awaits_sample = True
                     self._outbox.emit(fx.SampleDevices())
                     continue
                 self.end(op, op.returning or State.SUCCEEDED)
                 ended = True
-            elif stuck and waits and op.returning is not None and op.logs_of is None:
-                self.end(replace(op, details={**op.details, "unrestored": outcomes.names(mine)}), State.FAILED)
-                ended = True
             elif waits and op.blocked_since is None:
                 self._state.put(replace(op, blocked_since=self._state.at))
             elif not waits and op.blocked_since is not None:
                 self._state.put(replace(op, blocked_since=None))
         return ended
+
+    def _lacking(self, op: Operation) -> list[str]:
+        """Goals that are still wanted and not reached, though no step leads there: they wait out a backoff."""
+        wanted = self._state.desired.services(self._state.catalog.services)
+        return [s for s in op.goals if s in wanted and not self._over((Verb.WAIT_READY, s))]
 
     def end(self, op: Operation, end: State) -> None:
         state = self._state

@@ -34,9 +34,9 @@ class Book:
     def free_now(self) -> int:
         return 0 if self.debt else sum(mib for mib, keys in self.chunks if not keys)
 
-    def draw(self, mib: int) -> frozenset[StepKey] | None:
-        """The releases this much memory has to wait for, or None when there is not enough at all."""
-        return frozenset(self.debt) | self._take(mib) if mib <= self.total else None
+    def draw(self, mib: int) -> frozenset[StepKey]:
+        """Hand out this much, which must be there; returns the releases it has to wait for."""
+        return frozenset(self.debt) | self._take(mib)
 
     def _take(self, mib: int) -> frozenset[StepKey]:
         keys: set[StepKey] = set()
@@ -58,7 +58,8 @@ def gates(
     placements: Mapping[str, tuple[str, ...]],
     given: PlanInput,
 ) -> tuple[dict[str, frozenset[StepKey]], list[Reason]]:
-    """For each start the releases it draws on; what fits into free memory is served first, so it waits for none."""
+    """For each start the releases it draws on. Who gets memory at all goes by the order of `coming`; of what is free
+    now, those are served first whom it satisfies, so that they wait for nothing."""
     if given.unbounded:
         return {v.id: frozenset() for v in coming}, []
     # What is already on its way back comes first, then what is already stopping, then the rest.
@@ -71,21 +72,22 @@ def gates(
         stops = [(v.spec.ram_mib, (Verb.STOP, v.id)) for v in by_nearness if v.spec is not None and not v.gone]
         books[RAM] = Book(given.ram_available_mib, [s for s in stops if s[0] > 0])
 
-    gates: dict[str, frozenset[StepKey]] = {}
-    reasons: list[Reason] = []
     needs = {v.id: _needs(v, placements, books) for v in coming}
-    first = [v for v in coming if all(mib <= books[b].free_now for b, mib in needs[v.id].items())]
-    for view in [*first, *(v for v in coming if v not in first)]:
-        drawn: set[StepKey] = set()
-        for book, mib in needs[view.id].items():
-            had = books[book].total
-            keys = books[book].draw(mib)
-            if keys is None:
-                reasons.append(_too_little(view, book, mib, had, given))
-            else:
-                drawn |= keys
-        gates[view.id] = frozenset(drawn)
-    return gates, reasons
+    left = {name: book.total for name, book in books.items()}
+    admitted: list[str] = []
+    reasons: list[Reason] = []
+    for view in coming:
+        needed = needs[view.id]
+        short = [book for book, mib in needed.items() if mib > left[book]]
+        reasons += [_too_little(view, book, needed[book], left[book], given) for book in short]
+        if not short:  # what cannot start takes nothing away from the others
+            admitted.append(view.id)
+            left.update({book: left[book] - mib for book, mib in needed.items()})
+    at_once = [s for s in admitted if all(mib <= books[book].free_now for book, mib in needs[s].items())]
+    drawn: dict[str, frozenset[StepKey]] = {}
+    for service in (*at_once, *(s for s in admitted if s not in at_once)):
+        drawn[service] = frozenset().union(*(books[book].draw(mib) for book, mib in needs[service].items()))
+    return drawn, reasons
 
 
 def _needs(view: ServiceView, placements: Mapping[str, tuple[str, ...]], books: Mapping[str, Book]) -> dict[str, int]:

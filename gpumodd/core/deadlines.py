@@ -7,6 +7,7 @@ from gpumodd.core.phase import Phase
 from gpumodd.core.state import State, Track
 
 KILL_GRACE_S = 5.0  # past a unit's own stop timeout before the engine reaches for SIGKILL
+UNSEEN_S = 5.0  # after a job's end without news of its unit the last state that was seen is believed again
 SURVIVOR_S = 10.0  # a process that outlives SIGKILL this long is reported
 FOREIGN_STOP_S = 90.0  # systemd's default, for a unit that nothing configures any more
 
@@ -14,7 +15,8 @@ FOREIGN_STOP_S = 90.0  # systemd's default, for a unit that nothing configures a
 def startup_deadline(state: State, service: str, track: Track) -> float | None:
     """When a service that comes up has to be ready."""
     spec = state.catalog.services.get(service)
-    waiting = world.phase_of(state, service) in (Phase.STARTING, Phase.LOADING)
+    phase = world.phase_of(state, service)
+    waiting = phase in (Phase.STARTING, Phase.LOADING) or (phase is Phase.UNKNOWN and track.ready_at is None)
     if spec is None or not waiting or track.started_at is None or track.failure is not None:
         return None
     return track.started_at + spec.startup_timeout_s
@@ -22,7 +24,7 @@ def startup_deadline(state: State, service: str, track: Track) -> float | None:
 
 def kill_deadline(state: State, service: str, track: Track) -> float | None:
     """When a service that was asked to end is to be killed: past its own timeout, which the backend keeps."""
-    if not _ending(track) or track.stop_asked_at is None or track.killed_at is not None:
+    if not _ending(track) or track.stop_asked_at is None or track.killed_at is not None or state.units_lost:
         return None
     spec = state.catalog.services.get(service)
     return track.stop_asked_at + (spec.stop_timeout_s if spec else FOREIGN_STOP_S) + KILL_GRACE_S
@@ -35,6 +37,11 @@ def survivor_deadline(track: Track) -> float | None:
     return track.killed_at + SURVIVOR_S
 
 
+def unseen_deadline(state: State, track: Track) -> float | None:
+    """When to stop waiting for news of a unit whose job is over; an absent manager tells when it is back."""
+    return track.unseen_since + UNSEEN_S if track.unseen_since is not None and not state.units_lost else None
+
+
 def _ending(track: Track) -> bool:
     return track.stop_asked_at is not None and (track.command.leaving or not track.gone)
 
@@ -45,7 +52,7 @@ def following(state: State) -> float | None:
     policy = state.catalog.policy
     for service, track in state.tracks.items():
         times += [track.backoff_until, world.settles_at(state, service), startup_deadline(state, service, track)]
-        times += [kill_deadline(state, service, track), survivor_deadline(track)]
+        times += [kill_deadline(state, service, track), survivor_deadline(track), unseen_deadline(state, track)]
     for window in state.windows.values():
         for entry in window.leaving.values():
             if entry.ended_at is not None:
@@ -65,6 +72,8 @@ def expire(state: State, outbox: Outbox) -> None:
     for service, track in sorted(state.tracks.items()):
         if track.backoff_until is not None and track.backoff_until <= state.at:
             track.backoff_until = None
+        if _past(state, unseen_deadline(state, track)):
+            track.unseen_since = None
         if _past(state, startup_deadline(state, service, track)):
             fold.failed(state, service, outcomes.not_ready(state, service, track))
         if _past(state, survivor_deadline(track)):

@@ -79,6 +79,18 @@ def after_switch(desired: Desired, mode: ModeSpec, specs: Mapping[str, ServiceSp
     return Desired(mode=mode.id, claims=tuple(claims))
 
 
+def undone(now: Desired, *, before: Desired, after: Desired) -> Desired:
+    """What is desired now, less what led from `before` to `after`; what others have asked for since stays."""
+    claims = [c for c in now.claims if c in before.claims or c not in after.claims]
+    claims += [c for c in before.claims if c not in after.claims and c not in claims]
+    added, removed = set(after.stopped) - set(before.stopped), set(before.stopped) - set(after.stopped)
+    return Desired(
+        mode=before.mode if now.mode == after.mode else now.mode,
+        claims=tuple(claims),
+        stopped=tuple(sorted(set(now.stopped) - added | removed)),
+    )
+
+
 def after_start(desired: Desired, service: str, specs: Mapping[str, ServiceSpec]) -> Desired:
     """The wish once somebody starts this service by hand."""
     claims = desired.claims

@@ -2,6 +2,7 @@
 
 from gpumodd.core import fold, world
 from gpumodd.core.admission import Admission
+from gpumodd.core.desired import closure
 from gpumodd.core.operations import Kind
 from gpumodd.core.planner import plan
 from gpumodd.core.state import State
@@ -21,18 +22,19 @@ def after_start(state: State, admission: Admission) -> None:
 
 def heal(state: State, admission: Admission) -> None:
     """Put starting a desired service that is down on trial, one at a time, unless it is somebody's business."""
-    if state.catalog.policy.drift != "heal" or state.units_lost:
+    able = not state.units_lost and not state.unsaved and world.quiesce_left(state) == 0
+    if state.catalog.policy.drift != "heal" or not able:
         return
-    busy = {s for op in state.active_operations() for s in (op.scope or state.tracks)}
-    busy |= {s for intent in admission.on_trial() for s in (intent.scope or state.tracks)}
-    down = [s for s in sorted(_wanted(state) - busy) if _down(state, s)]
+    doers: list[world.Doer] = [*state.active_operations(), *admission.on_trial()]
+    idle = (s for s in sorted(_wanted(state)) if not any(doer.covers(s) for doer in doers))
+    down = [s for s in idle if _down(state, s)]
     if not down:
         return
     # A sample that is too old is no reason to wait: the trial takes a fresh one.
-    blocked = plan(world.plan_input(state, state.desired)).blocked
+    blocked = plan(world.plan_input(state, state.desired, reach=frozenset())).blocked
     stuck = {r.service for r in blocked if r.code != "telemetry_stale"}
     for service in down:
-        if service not in stuck:
+        if stuck.isdisjoint(closure([service], state.catalog.services)):
             admission.repair(Kind.HEAL, service, (service,))
             return
 

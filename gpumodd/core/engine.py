@@ -103,6 +103,7 @@ class Engine:
             case ev.ObservationCompleted():
                 state.observing = False
                 drift.after_start(state, self._admission)
+                self._admission.judge()
             case ev.Ticked():
                 pass
             case _:

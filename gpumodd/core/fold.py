@@ -14,6 +14,7 @@ from gpumodd.core.state import State, Track
 BACKOFF_BASE_S = 1.0
 BACKOFF_CAP_S = 120.0
 GIVE_UP_AFTER = 6  # failures in a row
+LOOK_AGAIN_S = 10.0  # after a repair that something stood in the way of
 UNNAMED = ""  # whoever held memory that was on its way back when the last daemon ended
 STEADY_S = 60.0  # a run that was ready this long wipes the slate
 
@@ -22,8 +23,9 @@ STEADY_S = 60.0  # a run that was ready this long wipes the slate
 
 
 def units(state: State, facts: tuple[UnitFact, ...], *, complete: bool) -> None:
-    """Take over unit states; a complete list also says which units do not exist."""
-    state.units_lost = ""
+    """Take over unit states; a complete list also says which units do not exist, and that the manager is there."""
+    if complete:
+        state.units_lost = ""
     for fact in facts:
         _unit(state, fact)
     if complete:
@@ -139,7 +141,12 @@ def forgive(track: Track) -> None:
     track.failed_at = None
     track.backoff_until = None
     track.gave_up = False
-    track.stopped_outside = False
+
+
+def put_off(state: State, track: Track, reason: Reason) -> None:
+    """A repair has to wait for something else: say what for, and look again later. This is no failure of its own."""
+    track.failure, track.failed_at = reason, state.at
+    track.backoff_until = state.at + LOOK_AGAIN_S
 
 
 # -- jobs -----------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ Owns the records and how a fresh plan is merged into the steps already shown. Wh
 planner's decision; what they lead to is the engine's.
 """
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -123,8 +123,8 @@ class Failure:
 class Operation:
     """One run of a plan towards `target`.
 
-    `scope` limits it to these services, None means all. `before` is what was desired when it began: where a
-    rollback or a cancellation leads. `returning` is the state it will end in once it is back there.
+    `scope` limits it to these services, None means all. `before` is what was desired when it began and `wish` what it
+    made of that: a rollback or a cancellation undoes the difference. `returning` is the state it will end in then.
     """
 
     id: str
@@ -132,6 +132,7 @@ class Operation:
     target: str
     created_at: float
     before: Desired
+    wish: Desired = field(default_factory=Desired)
     state: State = State.RUNNING
     actor: str = ""
     on_failure: OnFailure = OnFailure.ROLLBACK
@@ -141,6 +142,7 @@ class Operation:
     goals: tuple[str, ...] = ()  # services that must be ready at its end
     restarts: tuple[str, ...] = ()  # services that must go before they may come
     attempted: tuple[str, ...] = ()  # services it has given a start command
+    abandoned: tuple[str, ...] = ()  # services that would not end: it goes on without them
     kept: tuple[str, ...] = ()
     steps: tuple[Step, ...] = ()
     failure: Failure | None = None
@@ -157,7 +159,7 @@ class Operation:
 
     def covers(self, service: str) -> bool:
         """Is this service its business?"""
-        return self.scope is None or service in self.scope
+        return service not in self.abandoned and (self.scope is None or service in self.scope)
 
     def done(self, verb: Verb) -> tuple[str, ...]:
         """The services for which a step with this verb was completed, sorted."""
@@ -185,8 +187,7 @@ def merge(
         if not step.state.open:
             begun.append(step)
         elif plan is None or (step.state is StepState.RUNNING and plan.after):
-            passed = {s.id for s in begun if not s.state.open}
-            begun.append(_closed(step, passed, fulfilled=plan is None and over(step.key), at=at))
+            begun.append(_closed(step, fulfilled=plan is None and over(step.key), at=at))
         elif step.state is StepState.RUNNING:
             begun.append(step)
         else:
@@ -201,7 +202,7 @@ def merge(
     # What has begun stays where it is; the rest stands as the plan has it, each after what it waits for.
     steps = [*begun, *(pending[key] for key in wanted if key in pending)]
     steps = [_updated(s, wanted[s.key], ids, at) if s.state.open and s.key in wanted else s for s in steps]
-    merged = tuple(steps)
+    merged = tuple(_in_order(steps))
     return operation if merged == operation.steps else replace(operation, steps=merged)
 
 
@@ -225,12 +226,20 @@ def fail_step(operation: Operation, service: str, verbs: tuple[Verb, ...], error
     return replace(operation, steps=tuple(told if s is failed else s for s in operation.steps))
 
 
-def _closed(step: Step, passed: Container[str], *, fulfilled: bool, at: float) -> Step:
-    if step.state is StepState.PENDING:  # it never began: of what it waited for, only what is over says anything
-        state = StepState.DONE if fulfilled else StepState.SKIPPED
+def _closed(step: Step, *, fulfilled: bool, at: float) -> Step:
+    if fulfilled:
+        return replace(step, state=StepState.DONE, started_at=step.started_at or at, finished_at=at)
+    state = StepState.SKIPPED if step.state is StepState.PENDING else StepState.CANCELLED
+    return replace(step, state=state, finished_at=at)
+
+
+def _in_order(steps: Iterable[Step]) -> Iterator[Step]:
+    """The steps; one that was over before its time waited for no more than what stands before it."""
+    passed: set[str] = set()
+    for step in steps:
         after = tuple(id for id in step.after if id in passed)
-        return replace(step, state=state, after=after, started_at=at if fulfilled else None, finished_at=at)
-    return replace(step, state=StepState.DONE if fulfilled else StepState.CANCELLED, finished_at=at)
+        yield step if after == step.after else replace(step, after=after)
+        passed.add(step.id)
 
 
 def _updated(step: Step, planned: PlannedStep, ids: dict[StepKey, str], at: float) -> Step:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Literal
 
-from gpumodd.core.desired import Claim, Desired
+from gpumodd.core.desired import Claim, Desired, undone
 from gpumodd.core.effects import Announce, Effect, OperationChanged, StepChanged
 from gpumodd.core.events import UnitStarted, UnitStopped
 from gpumodd.core.facts import Answer
@@ -12,9 +12,6 @@ from gpumodd.core.plans import Plan
 from gpumodd.core.problems import Reason
 from gpumodd.core.state import State as EngineState
 from gpumodd.core.state import Track
-
-LEAVING = frozenset({"vram_not_released", "stop_failed", "driver_error"})
-
 
 # -- reasons --------------------------------------------------------------------------------------------------
 
@@ -26,7 +23,7 @@ def start_failed(event: UnitStarted) -> Reason:
         message=f"cannot start {event.service}: {event.error or f'its start job ended {event.result!r}'}",
         hint=f"`gpumodctl service logs {event.service}` shows its last words",
         service=event.service,
-        details={"result": event.result},
+        details={"command": "start", "result": event.result},
     )
 
 
@@ -37,7 +34,7 @@ def stop_refused(event: UnitStopped) -> Reason:
         message=f"cannot stop {event.service}: {event.error}",
         hint="`gpumodctl status` shows whether the service manager answers",
         service=event.service,
-        details={"result": event.result},
+        details={"command": "stop", "result": event.result},
     )
 
 
@@ -94,16 +91,38 @@ def unsaved(why: str) -> Reason:
 def spoils(state: EngineState, op: Operation, service: str) -> Reason | None:
     """Why this service makes the operation fail, or None: it must have gone wrong under the operation's hands."""
     track = state.tracks[service]
-    reason = track.failure
-    if reason is None or track.failed_at is None or track.failed_at < op.created_at or not op.covers(service):
+    if not op.covers(service):
         return None
-    if reason.code in LEAVING:
+    if service in op.goals and (track.stopped_outside or track.gave_up):
+        return _left_alone(service, track)
+    reason = track.failure
+    if reason is None or track.failed_at is None or track.failed_at < op.created_at:
+        return None
+    if leaves(reason):
         touched = any(s.service == service and s.verb in (Verb.STOP, Verb.WAIT_RELEASE) for s in op.steps)
         return reason if touched else None
     if service not in op.goals:
         return None
     waited = reason.code in ("health_timeout", "port_conflict")
     return reason if service in op.attempted or waited else None
+
+
+def leaves(reason: Reason) -> bool:
+    """Is it about a service on its way out rather than in?"""
+    return reason.code in ("vram_not_released", "stop_failed") or reason.details.get("command") == "stop"
+
+
+def _left_alone(service: str, track: Track) -> Reason:
+    """It was wanted ready, and nothing will start it any more."""
+    if not track.stopped_outside and track.failure is not None:
+        return track.failure
+    how = "was stopped without gpumodd" if track.stopped_outside else "failed too often and is left alone"
+    return Reason(
+        code="stopped_outside" if track.stopped_outside else "gave_up",
+        message=f"{service} {how}",
+        hint=f"`gpumodctl service start {service}` tries again",
+        service=service,
+    )
 
 
 def blocked_too_long(state: EngineState, op: Operation, proposed: Plan) -> Reason | None:
@@ -131,9 +150,14 @@ def policy_of(op: Operation) -> Literal["rollback", "keep", "stop"] | None:
 # -- ends -----------------------------------------------------------------------------------------------------
 
 
-def claims_on(services: Iterable[str], desired: Desired) -> tuple[Claim, ...]:
-    """Manual claims on services that go on running after an operation that stopped what it had started."""
-    return tuple(Claim(kind="manual", owner=s, services=(s,)) for s in sorted(services) if s in desired.claimed())
+def wish_after(op: Operation, end: State, now: Desired) -> Desired:
+    """What is desired once an operation turns back: what it has asked for is undone. A switch that is to stop what it
+    had started goes nowhere instead; what it had kept, and what others asked for since, goes on."""
+    if end is not State.FAILED or op.kind is not Kind.SWITCH:
+        return undone(now, before=op.before, after=op.wish)
+    kept = [Claim(kind="manual", owner=s, services=(s,)) for s in op.kept if s in now.claimed()]
+    others = [c for c in now.claims if c not in kept and (c not in op.wish.claims or c.kind in ("lease", "job"))]
+    return Desired(claims=(*kept, *others), stopped=now.stopped)
 
 
 def mode_after(op: Operation, end: State, before: str | None) -> str | None:

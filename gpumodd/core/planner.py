@@ -14,7 +14,10 @@ from gpumodd.core.ledger import share
 from gpumodd.core.operations import PlannedStep, StepKey, Verb
 from gpumodd.core.placement import needed_mib, place
 from gpumodd.core.plans import DeviceForecast, Plan, PlanInput, ServiceView
+from gpumodd.core.problems import Reason
 from gpumodd.core.specs import ServiceSpec
+
+ANYWHERE = frozenset({"", "0.0.0.0", "::", "*", "localhost"})  # hosts that take a port on more than one address
 
 
 def plan(given: PlanInput) -> Plan:
@@ -23,8 +26,9 @@ def plan(given: PlanInput) -> Plan:
     leaving = [v for _, v in sorted(given.services.items()) if _must_leave(v, given.wanted)]
     order = topological(given.wanted & specs.keys(), specs)
     coming = [given.services[s] for s in order if _must_come(given.services[s])]
-    placements, reasons = place(coming, order, given)
-    steps = _leave(leaving, specs)
+    placements, reasons = place(coming, leaving, given)
+    reasons += _clashes(order, given)
+    steps = _leave(leaving, specs, given)
     gates, blocked = gates_of(coming, leaving, placements, given)
     reasons += blocked
     refused = {r.service for r in reasons}
@@ -65,7 +69,7 @@ def _must_come(view: ServiceView) -> bool:
 # -- leaving --------------------------------------------------------------------------------------------------
 
 
-def _leave(leaving: list[ServiceView], specs: Mapping[str, ServiceSpec]) -> list[PlannedStep]:
+def _leave(leaving: list[ServiceView], specs: Mapping[str, ServiceSpec], given: PlanInput) -> list[PlannedStep]:
     """Stops, dependents first, and for each the wait until its memory is back."""
     steps: list[PlannedStep] = []
     to_stop = {v.id: v for v in leaving if not v.gone or v.starting or v.stopping}
@@ -81,6 +85,7 @@ def _leave(leaving: list[ServiceView], specs: Mapping[str, ServiceSpec]) -> list
                 after=() if view.stopping else tuple((Verb.STOP, o) for o in dependents),
                 why=_why_stop(view),
                 in_flight=view.stopping,
+                blocked=not given.able and not view.stopping,
             )
         )
     for view in leaving:
@@ -119,16 +124,18 @@ def _come(
     steps: list[PlannedStep] = []
     going = {v.id: v for v in leaving}
     waiting = {s for s in order if not given.services[s].ready or _must_come(given.services[s])}
+    placed: set[str] = set()  # in the list already: a circle of dependencies is blocked, and no step waits for it
     for service in order:
         view = given.services[service]
         spec = view.spec
         assert spec is not None
+        placed.add(service)
         if service not in waiting:
             continue
         comes = _must_come(view)
         if comes:
             after: set[StepKey] = set(gates.get(service, ()))
-            after |= {(Verb.WAIT_READY, d) for d in spec.depends_on if d in waiting}
+            after |= {(Verb.WAIT_READY, d) for d in spec.depends_on if d in waiting and d in placed}
             after |= {(Verb.STOP, v.id) for v in leaving if not v.gone and _same_port(v.spec, spec)}
             if service in going:
                 after.add((Verb.WAIT_RELEASE, service))
@@ -138,7 +145,7 @@ def _come(
                     service=service,
                     after=tuple(sorted(after)),
                     why=_why_start(spec, placements.get(service, ()), given),
-                    blocked=service in refused or given.paused or not given.reachable,
+                    blocked=service in refused or given.paused or not given.able,
                 )
             )
         elif view.starting:
@@ -157,7 +164,51 @@ def _come(
 
 
 def _same_port(one: ServiceSpec | None, other: ServiceSpec) -> bool:
-    return one is not None and one.port is not None and one.port == other.port and one.id != other.id
+    if one is None or one.port is None or one.port != other.port or one.id == other.id:
+        return False
+    return one.host == other.host or not ANYWHERE.isdisjoint((one.host, other.host))
+
+
+def _clashes(order: list[str], given: PlanInput) -> list[Reason]:
+    """What can never start as things are: a circle of dependencies, and a port that another wanted service has."""
+    reasons: list[Reason] = []
+    taken = [v.spec for s in order if (v := given.services[s]).spec is not None and not _must_come(v)]
+    earlier: set[str] = set()
+    for service in order:
+        view = given.services[service]
+        spec = view.spec
+        if spec is None or not _must_come(view):
+            earlier.add(service)
+            continue
+        if circle := sorted(d for d in spec.depends_on if d in order and d not in earlier):
+            reasons.append(_circle(spec, circle))
+        holder = next((other for other in taken if _same_port(other, spec)), None)
+        if holder is not None:
+            reasons.append(_port_taken(spec, holder))
+        else:
+            taken.append(spec)
+        earlier.add(service)
+    return reasons
+
+
+def _circle(spec: ServiceSpec, circle: list[str]) -> Reason:
+    return Reason(
+        code="dependency_cycle",
+        message=f"cannot start {spec.id}: it depends on {', '.join(circle)}, which cannot start before it",
+        hint=f"break the circle in services/{spec.id}.yaml",
+        service=spec.id,
+        details={"depends_on": circle},
+    )
+
+
+def _port_taken(spec: ServiceSpec, holder: ServiceSpec) -> Reason:
+    return Reason(
+        code="port_conflict",
+        message=f"cannot start {spec.id}: port {spec.port} belongs to {holder.id}, which is wanted beside it",
+        hint=f"give one of them another `port:`, or stop {holder.id} first",
+        service=spec.id,
+        details={"port": spec.port, "holder": holder.id},
+    )
 
 
 def _why_start(spec: ServiceSpec, devices: tuple[str, ...], given: PlanInput) -> str:

@@ -40,7 +40,7 @@ class PlanInput:
     counted: bool = True  # False: nobody watches device memory (backend none), so it is not planned either
     ram_available_mib: int | None = None  # MemAvailable less the reserve; None: not known, not judged
     unbounded: bool = False  # forced, or overcommit: warn
-    reachable: bool = True  # the service manager answers
+    able: bool = True  # commands can be given: the service manager answers, the state file can be written
     paused: bool = False  # quiesce: no start yet
 
 

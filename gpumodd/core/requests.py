@@ -37,6 +37,11 @@ class Intent:
     quiesce: bool = True
     scope: tuple[str, ...] | None = None
     restarts: tuple[str, ...] = ()
+    facts: Inspected | None = None  # what it is judged on, once it is in
+
+    def covers(self, service: str) -> bool:
+        """Is this service its business?"""
+        return self.scope is None or service in self.scope
 
 
 def for_switch(state: State, event: SwitchRequested) -> Intent | Refusal:
@@ -77,7 +82,12 @@ def for_service(state: State, event: ServiceRequested) -> Intent | Refusal:
     known = service in specs or (service in state.tracks and state.tracks[service].unit is not None)
     if not known or (service not in specs and kind is not Kind.STOP):
         return not_found("service", service, specs)
-    above = {s for s in wishes.dependents(service, specs) if s in state.tracks and world.alive(state.tracks[s])}
+    wanted = state.desired.services(specs)
+    above = {
+        s
+        for s in wishes.dependents(service, specs)
+        if s in wanted or (s in state.tracks and world.alive(state.tracks[s]))
+    }
     intent = Intent(
         kind=kind,
         target=service,
@@ -112,13 +122,14 @@ def plan_of(state: State, intent: Intent) -> tuple[Desired, Plan]:
     """What the intent would make of the world as it stands: the wish, and the plan towards it."""
     wish = intent.wish(state.desired)
     specs = state.catalog.services
-    mine = wish.services(specs) if intent.scope is None else wish.services(specs) & set(intent.scope)
+    mine = {s for s in wish.services(specs) if intent.covers(s)}
     given = world.plan_input(
         state,
         wish,
         restarts=restarts_of(state, intent),
         unbounded=intent.force,
         quiesce=False,  # judged as a reason of its own, below
+        reach=world.reach_of(state, (intent, *state.active_operations())),
         extra_back=world.held_back(state, wish) - mine,
     )
     return wish, plan(given)
@@ -134,9 +145,8 @@ def restarts_of(state: State, intent: Intent) -> frozenset[str]:
 
 def reasons_against(state: State, intent: Intent, proposed: Plan, facts: Inspected) -> list[Reason]:
     """Everything that speaks against beginning, each with its numbers; force passes what it may."""
-    mine = [r for r in proposed.blocked if intent.scope is None or r.service is None or r.service in intent.scope]
-    starts = sorted(s.service for s in proposed.steps if s.verb == "start" and not s.in_flight)
-    starts = [s for s in starts if intent.scope is None or s in intent.scope]
+    mine = [r for r in proposed.blocked if r.service is None or intent.covers(r.service)]
+    starts = starts_of(intent, proposed)
     by_service = {f.service: f for f in facts.services}
     for service in starts:
         if service in by_service:
@@ -160,6 +170,13 @@ def reasons_against(state: State, intent: Intent, proposed: Plan, facts: Inspect
             )
         )
     return [r for r in mine if not (intent.force and r.code in PASSED_BY_FORCE)]
+
+
+def starts_of(intent: Intent, proposed: Plan) -> list[str]:
+    """The services that would have to be started for it."""
+    return sorted(
+        s.service for s in proposed.steps if s.verb == "start" and not s.in_flight and intent.covers(s.service)
+    )
 
 
 def _preflight(state: State, fact: InspectFact) -> list[Reason]:

@@ -3,7 +3,8 @@
 Pure queries; nothing here changes the state.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 from gpumodd.core import fold
 from gpumodd.core.desired import Desired
@@ -176,18 +177,23 @@ def plan_input(
     unbounded: bool = False,
     quiesce: bool = True,
     extra_back: frozenset[str] | None = None,
+    reach: frozenset[str] | None = None,
 ) -> PlanInput:
-    """Everything a plan towards this wish depends on, as it stands now."""
+    """Everything a plan towards this wish depends on, as it stands now.
+
+    What runs beyond `reach` (None: everything is within) will not be stopped, so it counts as wanted.
+    """
     policy = state.catalog.policy
     back = held_back(state, desired) if extra_back is None else extra_back
+    beyond = frozenset(s for s, t in state.tracks.items() if reach is not None and s not in reach and not t.gone)
     return PlanInput(
         services=views(state, restarts),
-        wanted=desired.services(state.catalog.services) - back,
+        wanted=desired.services(state.catalog.services) - back | beyond,
         budgets=budgets(state),
         counted=state.devices is None or state.devices.backend != "none",
         ram_available_mib=_ram(state),
         unbounded=unbounded or policy.overcommit == "warn",
-        reachable=not state.units_lost,
+        able=not state.units_lost and not state.unsaved,
         paused=quiesce and quiesce_left(state) > 0,
     )
 
@@ -224,6 +230,20 @@ def quiesce_left(state: State) -> float:
 def must_restart(operations: list[Operation]) -> frozenset[str]:
     """Services that some of these operations want to go before they come."""
     return frozenset(s for op in operations for s in op.restarts)
+
+
+class Doer(Protocol):
+    """An operation, or an intent that may become one."""
+
+    def covers(self, service: str) -> bool:
+        """Is this service its business?"""
+        ...
+
+
+def reach_of(state: State, doers: Iterable[Doer]) -> frozenset[str]:
+    """The services that these may stop."""
+    doers = list(doers)
+    return frozenset(s for s in state.tracks if any(doer.covers(s) for doer in doers))
 
 
 def manages_anything(state: State) -> bool:

@@ -34,6 +34,7 @@ from tests.core.witness import Witness
 __all__ = ["Behaviour", "Machine", "catalog", "service"]
 
 STRANGER_PID = 9
+PORTS = itertools.count(8000)
 NOT_CONNECTED = "not connected to the user manager"
 
 
@@ -461,6 +462,6 @@ def catalog(*services: ServiceSpec, policy: Policy | None = None, **modes: tuple
 
 
 def service(id: str, vram_mib: int | None = 4000, **how: object) -> ServiceSpec:
-    """A service with a port, so that it has to become ready."""
-    how.setdefault("port", 8000)
+    """A service with a port of its own, so that it has to become ready."""
+    how.setdefault("port", next(PORTS))
     return ServiceSpec(id=id, vram_mib=vram_mib, **how)
