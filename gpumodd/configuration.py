@@ -86,12 +86,14 @@ class Configuration:
         return result
 
     async def _restart(self, changed: list[str]) -> list[str]:
-        """Restart what runs with an old definition."""
+        """Restart what runs with an old definition, of this reload or of one before."""
+        specs = self.definitions.catalog.services
         tracks = self._loop.engine.state.tracks
-        running = [s for s in changed if s in self.definitions.catalog.services and s in tracks and not tracks[s].gone]
-        for service in running:
+        running = [s for s in sorted(specs) if s in tracks and not tracks[s].gone]
+        stale = [s for s in running if s in changed or tracks[s].fingerprint not in ("", specs[s].fingerprint)]
+        for service in stale:
             await self._loop.request(partial(self._restart_request, service))
-        return running
+        return stale
 
     def _restart_request(self, service: str, number: int) -> ev.Request:
         now = self._loop.now()

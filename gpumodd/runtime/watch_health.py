@@ -42,6 +42,7 @@ class HealthWatcher:
         self._wanted: dict[str, Probing] = {}
         self._dense: dict[str, tuple[str, anyio.CancelScope]] = {}
         self._due: dict[str, float] = {}
+        self._addresses: dict[str, tuple[str, str, int]] = {}  # service -> run, and where that one listens
         self._wake = anyio.Event()
         self._random = random.Random()
 
@@ -107,6 +108,11 @@ class HealthWatcher:
         spec = self._definitions().probes.get(service)
         if spec is None:
             return
+        # A reload may move its port; this run goes on listening where it was started.
+        if self._addresses.get(service, ("",))[0] != invocation:
+            self._addresses[service] = (invocation, spec.host, spec.port)
+        _, host, port = self._addresses[service]
+        spec = replace(spec, host=host, port=port)
         fact = await self._prober.probe(service, spec)
         if fact.answer in ANSWERED and not await self._answers_itself(service, spec.host, spec.port):
             fact = replace(fact, answer=Answer.STRANGER, detail="the listener is not one of the unit's processes")
