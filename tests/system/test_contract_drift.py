@@ -168,6 +168,33 @@ def test_a_bus_that_goes_away_and_comes_back_costs_nothing(systemd: "Callable[[]
         assert "Traceback" not in d.log
 
 
+@real
+def test_a_reload_while_the_bus_is_away_fails_and_works_when_it_is_back(systemd: "Callable[[], Daemon]"):
+    with systemd() as d:
+        assert d.box is not None
+        d.rpc("service.start", id="tiny", wait=True)
+        lost = d.log.count("units_lost")
+        d.box.systemctl("stop", "dbus.socket", "dbus.service")
+        try:
+            until(lambda: d.log.count("units_lost") > lost)
+            assert ("units_unreachable", None) in problems(d)
+            port = d.service("tiny", 1000)
+            with pytest.raises(RpcFailure):
+                d.rpc("daemon.reload")
+            assert d.rpc("service.get", id="tiny")["port"] != port
+        finally:
+            start_bus(d.box)
+        until(lambda: not problems(d))
+        assert d.rpc("daemon.reload")["changed"] == ["tiny"]
+        assert d.rpc("service.restart", id="tiny", wait=True)["started"] == ["tiny"]
+        assert d.rpc("service.get", id="tiny")["port"] == port
+
+
+def start_bus(box: Sandbox) -> None:
+    """systemctl reaches the manager without a bus."""
+    box.systemctl("start", "dbus.socket")
+
+
 # -- what survives a daemon -----------------------------------------------------------------------------------
 
 

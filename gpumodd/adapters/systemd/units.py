@@ -242,6 +242,7 @@ class SystemdUnits:
         applied = await anyio.to_thread.run_sync(self._files.apply, files)
         # Files of a daemon that was killed before its reload look unchanged: the first time counts as a change.
         if applied.written or applied.removed or not self._reloaded:
+            self._reloaded = False  # until it has: the files are there already when it is tried again
             await self._manager("reload the user manager", "Reload")
             self._reloaded = True
             for service in applied.removed:
