@@ -167,6 +167,9 @@ class _Loading:
         name = value.get("driver") if isinstance(value, dict) else None
         if isinstance(name, str) and name not in self.registry.drivers:
             self.problems.append(self._unknown_driver(file.document, name))
+        elif isinstance(name, str) and model is None and isinstance(value.get("options"), dict):
+            # The driver is not asked about a service that is wrong by itself; its options are judged all the same.
+            self._options(self.registry.drivers[name], file.document, value["options"])
         return model
 
     def _unknown_driver(self, where: Document, name: str) -> ConfigProblem:

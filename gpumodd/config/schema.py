@@ -5,6 +5,7 @@ taken as YAML gives them: "8000" is no number and 1 is not true. What spans file
 """
 
 import re
+from ipaddress import IPv6Address
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstraints, WithJsonSchema
@@ -50,6 +51,17 @@ def _one_word(value: Any) -> str:
     return value
 
 
+def _host(value: Any) -> str:
+    host = _one_word(value)
+    if re.fullmatch(r"[A-Za-z0-9._-]+", host):
+        return host
+    try:
+        return str(IPv6Address(host))
+    except ValueError:
+        needed = "an address or a name is needed, such as 127.0.0.1, ::1 or localhost"
+        raise PydanticCustomError("host", needed) from None
+
+
 def _argument(value: Any) -> str:
     if not isinstance(value, str):
         raise PydanticCustomError("string_type", "text is needed")
@@ -61,6 +73,7 @@ def _argument(value: Any) -> str:
 _TEXT = WithJsonSchema({"type": "string"})
 Id = Annotated[str, StringConstraints(pattern=ID)]
 Word = Annotated[str, PlainValidator(_one_word), _TEXT]
+Host = Annotated[str, PlainValidator(_host), _TEXT]
 Argument = Annotated[str, PlainValidator(_argument), WithJsonSchema({"type": ["string", "number", "boolean"]})]
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,254}$")]
 UrlPath = Annotated[str, StringConstraints(pattern=r"^/[!-~]{0,1023}$")]
@@ -216,7 +229,7 @@ class Service(Section):
     port: Annotated[int, Field(ge=1, le=65_535)] | None = Field(
         default=None, description="without a port, ready means that the process is active"
     )
-    host: Word = Field(default="127.0.0.1", description="address the server listens on")
+    host: Host = Field(default="127.0.0.1", description="address the server listens on")
     vram_mib: Mib | None = Field(
         default=None, description="device memory it needs; `vram_mb` is an alias. Without a figure a start is refused"
     )

@@ -53,6 +53,16 @@ def test_all_problems_of_a_file_at_once(tree):
     ]
 
 
+def test_the_drivers_options_are_judged_beside_the_rest(tree):
+    tree.service("a", port="x", options="{comand: [x], cwd: []}")
+    assert [line.split(": ")[1] for line in tree.errors()] == ["options.comand", "options.cwd", "port"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "'::1'", "localhost", "my-host.local", "'fe80::1%eth0'"])
+def test_hosts(tree, host):
+    assert tree.service("a", host=host).errors() == []
+
+
 def test_all_files_at_once_sorted(tree):
     tree.write("services/b.yaml", "id: b\n").write("services/a.yaml", "[").write("modes/m.yaml", "id: m\nx: 1\n")
     tree.write("gpumodd.yaml", "polcy: {}\n")
@@ -84,7 +94,8 @@ def test_a_file_that_is_no_service(tree, text):
         ("aliases", "x"), ("aliases", "['a b']"), ("aliases", '["a\\nb"]'), ("env", "[]"), ("env", "{'A=B': x}"),
         ("env", "{A: ~}"), ("env", "{A: {}}"), ("env", "{'': x}"), ("args", "--x"), ("args", "[[a]]"),
         ("args", "[{a: b}]"),
-        ("host", "'a b'"), ("host", "--x"), ("host", '"a\\n"'), ("name", "[]"), ("name", "3"), ("model", "''"),
+        ("host", "'a b'"), ("host", "--x"), ("host", '"a\\n"'), ("host", "'[::1]'"), ("host", "a/b"), ("host", "a:80"),
+        ("name", "[]"), ("name", "3"), ("model", "''"),
         ("on_leave", "kill"), ("sleep", "L1"), ("idle", "300"), ("idle", "{after_s: 1, action: nap}"),
         ("depends_on", "[A]"), ("depends_on", "[1]"), ("options", "[]"), ("options", "{comand: x}"),
         ("options", "{command: {}}"), ("options", "{command: [~]}"), ("options", "{command: [a], cwd: 3}"),
