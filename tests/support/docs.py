@@ -15,6 +15,7 @@ import msgspec
 
 from gpumodctl.cli import cli
 from gpumodctl.invocation import Invocation
+from gpumodd.cli import main as daemon
 from gpumodd.wire import types as t
 from gpumodd.wire.codec import LINE_LIMIT
 from gpumodd.wire.envelope import BATCH_LIMIT
@@ -93,6 +94,27 @@ it is said.
 | `COLUMNS` | how wide tables may be |
 """
 
+DAEMON_INTRO = """# gpumodd
+
+The daemon, and what works without it. What goes wrong is told on stderr, what would help in a line below it.
+
+| exit code | meaning |
+|---|---|
+| 0 | done; `run`: ended by SIGTERM, Ctrl-C or a client |
+| 1 | failed; `check`: there are errors |
+| 2 | usage |
+| 130 | Ctrl-C, before the daemon was up |
+
+| variable | meaning |
+|---|---|
+| `GPUMODD_CONFIG_DIR` | the configuration, instead of `$XDG_CONFIG_HOME/gpumodd` |
+| `GPUMODD_STATE_DIR` | the daemon's state, instead of `$XDG_STATE_HOME/gpumodd` |
+| `GPUMODD_SOCKET` | the daemon's socket |
+| `GPUMODD_<SECTION>__<KEY>` | a setting, instead of the one in [gpumodd.yaml](configuration.md#gpumoddyaml) |
+| `GPUMODD_LOG_LEVEL` | `debug`, `info` (the default), `warning` or `error` |
+| `NO_COLOR` | no colours |
+"""
+
 
 def rpc() -> str:
     """docs/rpc.md."""
@@ -113,12 +135,16 @@ def rpc() -> str:
 
 def command_line() -> str:
     """docs/cli.md: what `--help` says of every command."""
-    parts = [REGENERATE + CLI_INTRO]
-    for path, command in _commands(cli, "gpumodctl"):
+    parts = [REGENERATE + CLI_INTRO, *_helps(cli, "gpumodctl"), DAEMON_INTRO, *_helps(daemon, "gpumodd")]
+    return "\n".join(parts)
+
+
+def _helps(program: click.Command, name: str) -> Iterator[str]:
+    for path, command in _commands(program, name):
         context = click.Context(command, info_name=path, obj=Invocation(), **LAYOUT)
         help_text = "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
-        parts.append(f"## {path}\n\n```text\n{help_text}\n```\n")
-    return "\n".join(parts)
+        title = path if " " in path else f"{path}, in short"
+        yield f"## {title}\n\n```text\n{help_text}\n```\n"
 
 
 def _commands(command: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
