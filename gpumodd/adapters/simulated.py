@@ -27,9 +27,7 @@ class SimulatedDevices:
         try:
             table = self._table.read()
         except TableError as error:
-            return DevicesFact(
-                at=at, backend=self.backend, devices=tuple(self._last.values()), error=str(error)
-            )
+            return DevicesFact(at=at, backend=self.backend, devices=tuple(self._last.values()), error=str(error))
         by_index = sorted(table.devices.values(), key=lambda d: (d.index, d.uuid))
         devices = tuple(self._observe(table, device, at) for device in by_index)
         self._last = {d.uuid: d for d in devices}
