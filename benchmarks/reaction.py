@@ -7,6 +7,7 @@ client sees it.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from benchmarks.direct import DirectServer
 from benchmarks.figures import Figure, Spread
 from benchmarks.stage import Backend, Stage, free_ports
 from benchmarks.witness import Death, Subscriber, able_since, memory_back
@@ -22,6 +23,7 @@ SERVICES = {
 }
 LONG = {f"long-{seconds}": ("--load-s", str(seconds)) for seconds in (31, 33, 35)}
 VRAM_MIB = 2000
+EVERY_S = 0.005  # the baseline's pace
 
 
 @dataclass
@@ -29,6 +31,7 @@ class Seen:
     """Samples in milliseconds."""
 
     ready: list[float] = field(default_factory=list)
+    plainly: list[float] = field(default_factory=list)
     started: list[float] = field(default_factory=list)
     released: list[float] = field(default_factory=list)
     stopped: list[float] = field(default_factory=list)
@@ -49,6 +52,7 @@ def measure(stage: Stage) -> Iterator[Figure]:
                 for _ in range(stage.times(8, 1)):
                     for service in list(SERVICES)[: stage.times(len(SERVICES), 2)]:
                         come_and_go(daemon, subscriber, service, ports[service], seen)
+                        seen.plainly.append(come_directly(daemon, service))
                 if not stage.quick:
                     long = long_loads(daemon, subscriber, ports)
         yield from figures(backend, seen, long)
@@ -72,6 +76,13 @@ def come_and_go(daemon: Daemon, subscriber: Subscriber, service: str, port: int,
     seen.stopped.append(1000 * (over - back))
 
 
+def come_directly(daemon: Daemon, service: str) -> float:
+    """How long after it could answer a plain loop has the answer."""
+    with DirectServer(daemon, VRAM_MIB, SERVICES[service]) as server:
+        answered = server.answered_at(EVERY_S)
+        return 1000 * (answered - server.able_at())
+
+
 def long_loads(daemon: Daemon, subscriber: Subscriber, ports: dict[str, int]) -> list[float]:
     """Services that load for more than half a minute, all at once."""
     begun = boottime()
@@ -87,6 +98,12 @@ def figures(backend: Backend, seen: Seen, long: list[float]) -> Iterator[Figure]
     back = "from the memory being free (the device table's stamp, or the end of the process) until"
     lines = [
         ("ready seen", seen.ready, 10.0, f"{ready} a subscriber has the event"),
+        (
+            "ready seen by a plain loop",
+            seen.plainly,
+            None,
+            f"{ready} a blocking loop that asks every {1000 * EVERY_S:g} ms has it; the same command, without a daemon",
+        ),
         ("start over", seen.started, None, f"{ready} the client that waits for the operation has its answer"),
         ("ready seen, loads over 30 s", long, 30.0, f"{ready} a subscriber has the event"),
         ("release seen", seen.released, 50.0, f"{back} a subscriber has the step `wait_release` done"),

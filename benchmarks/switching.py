@@ -6,20 +6,19 @@ put together along the gates that memory and dependencies demand, with everythin
 No daemon can be faster; what it takes longer is its own.
 """
 
-import os
 import signal
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+from benchmarks.direct import DirectServer
 from benchmarks.figures import Figure, Spread
 from benchmarks.plot import Bar, timeline
 from benchmarks.stage import FIFTY, Backend, Stage, free_ports
 from benchmarks.witness import Death
 from gpumodd.demo.model_server import boottime
-from gpumodd.demo.table import Device, DeviceTable
+from gpumodd.demo.table import Device
 from tests.support.daemon import GPU, TOTAL_MIB, Daemon
 
 Placed = Mapping[tuple[str, str], tuple[float, float]]  # (what, service) -> begin and end, seconds
@@ -195,8 +194,8 @@ def configure(daemon: Daemon, scenarios: Sequence[Scenario]) -> None:
 def one_round(daemon: Daemon, scenario: Scenario, rounds: Rounds) -> None:
     """One switch there, the commands directly, one switch on."""
     daemon.switch(f"{scenario.name}-before")
-    took = {name: leave_directly(daemon, name, service) for name, service in scenario.leaving.items()}
-    took |= {name: come_directly(daemon, name, service) for name, service in scenario.coming.items()}
+    took = {name: leave_directly(daemon, service) for name, service in scenario.leaving.items()}
+    took |= {name: come_directly(daemon, service) for name, service in scenario.coming.items()}
     rounds.ideal = scenario.ideal(took)
     begun = boottime()
     rounds.operation = daemon.switch(f"{scenario.name}-after")
@@ -207,52 +206,20 @@ def one_round(daemon: Daemon, scenario: Scenario, rounds: Rounds) -> None:
 # -- the same commands without a daemon -----------------------------------------------------------------------
 
 
-def come_directly(daemon: Daemon, name: str, service: Service) -> float:
+def come_directly(daemon: Daemon, service: Service) -> float:
     """Seconds from exec until it can answer 200, by its own account."""
-    with DirectServer(daemon, name, service) as server:
-        return server.able_at - server.begun
+    with DirectServer(daemon, service.vram_mib, service.server) as server:
+        return server.able_at() - server.begun
 
 
-def leave_directly(daemon: Daemon, name: str, service: Service) -> float:
+def leave_directly(daemon: Daemon, service: Service) -> float:
     """Seconds from SIGTERM until the process is gone."""
-    with DirectServer(daemon, name, service) as server:
+    with DirectServer(daemon, service.vram_mib, service.server) as server:
+        server.able_at()
         death = Death(server.process.pid)
         begun = boottime()
         server.process.send_signal(signal.SIGTERM)
         return death.at() - begun
-
-
-class DirectServer:
-    """A service's own command line on a device and a port of its own."""
-
-    def __init__(self, daemon: Daemon, name: str, service: Service) -> None:
-        table = DeviceTable(daemon.root / "direct.table")
-        table.create(Device(GPU, 0, TOTAL_MIB))
-        command = [daemon.python, "-m", "gpumodd.demo.model_server", "--table", str(table.path)]
-        command += ["--port", str(free_ports(1)[0]), "--vram-mib", str(service.vram_mib), "--alias", name]
-        self.begun = boottime()
-        self.process = subprocess.Popen(
-            [*command, *service.server],
-            env={**os.environ, "CUDA_VISIBLE_DEVICES": GPU},
-            cwd=daemon.root,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def __enter__(self) -> "DirectServer":
-        assert self.process.stdout is not None
-        missing = {"ready", "listening"}
-        for line in self.process.stdout:
-            at, event, *_ = line.split()
-            missing.discard(event)
-            if not missing:
-                self.able_at = float(at)
-                return self
-        raise RuntimeError(f"it ended with {self.process.wait()} before it was ready")
-
-    def __exit__(self, *exc: object) -> None:
-        self.process.kill()
-        self.process.communicate()
 
 
 # -- the picture ----------------------------------------------------------------------------------------------
