@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -34,17 +35,16 @@ class Server:
     name: str
     vram_mib: int
     load_s: float
-    port: int
     more: tuple[str, ...] = ()
 
 
 SERVERS = (
-    Server("vllm-chat", "Llama-3.1-8B", 17000, 2.5, 18101),
-    Server("vllm-embedding", "Qwen3-VL-Embedding-2B", 5000, 1.2, 18102),
-    Server("vllm-embedding-code", "Qwen3-Embedding-0.6B", 2500, 0.7, 18103),
-    Server("llama-code", "Qwen3-Coder-30B", 18500, 2.0, 18104, ("--linger-ms", "400")),
-    Server("speech-asr", "Whisper", 3000, 0.8, 18105),
-    Server("broken", "fails while loading", 2000, 2.0, 18106, ("--fail-at-s", "0.6")),
+    Server("vllm-chat", "Llama-3.1-8B", 17000, 2.5),
+    Server("vllm-embedding", "Qwen3-VL-Embedding-2B", 5000, 1.2),
+    Server("vllm-embedding-code", "Qwen3-Embedding-0.6B", 2500, 0.7),
+    Server("llama-code", "Qwen3-Coder-30B", 18500, 2.0, ("--linger-ms", "400")),
+    Server("speech-asr", "Whisper", 3000, 0.8),
+    Server("broken", "fails while loading", 2000, 2.0, ("--fail-at-s", "0.6")),
 )
 MODES: Mapping[str, tuple[str, ...]] = {
     "chat": ("vllm-chat", "speech-asr"),
@@ -199,6 +199,7 @@ def _wait_for(path: Path, daemon: "subprocess.Popen[bytes]", log: Path) -> None:
 def _configure(root: Path, pace: float) -> None:
     """Write the demo's configuration; `pace` scales the loads."""
     table = root / "devices.table"
+    ports = _free_ports(len(SERVERS))
     files = {
         "gpumodd.yaml": (
             f"devices: {{backend: simulated, table: {json.dumps(str(table))}}}\n"
@@ -206,14 +207,14 @@ def _configure(root: Path, pace: float) -> None:
             "policy: {ram_reserve_mib: 64}\n"
         )
     }
-    for server in SERVERS:
+    for server, port in zip(SERVERS, ports, strict=True):
         command: Sequence[str] = (
             *(sys.executable, "-m", "gpumodd.demo.model_server", "--table", str(table)),
-            *("--port", str(server.port), "--vram-mib", str(server.vram_mib), "--load-s", str(server.load_s * pace)),
+            *("--port", str(port), "--vram-mib", str(server.vram_mib), "--load-s", str(server.load_s * pace)),
             *server.more,
         )
         files[f"services/{server.id}.yaml"] = (
-            f"id: {server.id}\nname: {json.dumps(server.name)}\ndriver: exec\nport: {server.port}\n"
+            f"id: {server.id}\nname: {json.dumps(server.name)}\ndriver: exec\nport: {port}\n"
             f"vram_mib: {server.vram_mib}\nstartup_timeout_s: 30\noptions: {{command: {json.dumps(command)}}}\n"
         )
     for mode, members in MODES.items():
@@ -222,3 +223,15 @@ def _configure(root: Path, pace: float) -> None:
         path = root / "config" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports nobody listens on now, all different: other demos may run beside this one."""
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
