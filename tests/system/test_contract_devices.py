@@ -46,7 +46,6 @@ def reason(d: Daemon, service: str, **how: Any) -> dict[str, Any]:
 # -- figures --------------------------------------------------------------------------------------------------
 
 
-@on_both
 def test_what_a_device_says_adds_up(two: Daemon):
     two.service("a", 3000)
     two.service("lazy", 4000, "--vram-mib", "1000")
@@ -83,7 +82,6 @@ def end(process: "subprocess.Popen[bytes]") -> None:
     process.communicate()
 
 
-@on_both
 def test_while_memory_lingers_the_service_is_releasing_and_nothing_is_foreign(two: Daemon):
     two.service("a", 3000, "--linger-ms", "1500")
     with two as d:
