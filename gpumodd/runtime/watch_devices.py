@@ -61,9 +61,10 @@ class DeviceWatcher:
     async def run(self) -> None:
         """Sample until cancelled; leave a GPU alone that the system powered down while nothing of ours runs."""
         while True:
-            self._wake = anyio.Event()
             with anyio.move_on_after(self._interval):
                 await self._wake.wait()
-            if self._devices.asleep() and attention.may_sleep(self._loop.engine.state) and not self._wake.is_set():
+            asked = self._wake.is_set()
+            self._wake = anyio.Event()  # before the sample: whoever asks while it is taken wants a later one
+            if self._devices.asleep() and attention.may_sleep(self._loop.engine.state) and not asked:
                 continue
             await self.post_sample()

@@ -147,3 +147,26 @@ async def test_host_memory_that_cannot_be_read_does_not_stop_the_samples():
     (event,) = await posted(loop, 1)
     assert isinstance(event, ev.DevicesSampled)
     assert event.host is None
+
+
+async def test_whoever_asks_while_a_sample_is_taken_gets_a_later_one():
+    loop, clock = observed()
+    devices = OneDevice(clock)
+    watcher = DeviceWatcher(devices, ScriptedUnits(), QuietHost(clock), loop)
+    watcher.follow()
+    taken = devices.sample
+
+    async def slow():
+        fact = await taken()
+        if devices.samples == 1:
+            watcher.now()
+        return fact
+
+    devices.sample = slow
+    watcher.now()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watcher.run)
+        with anyio.fail_after(0.9):  # well before the next one would be due
+            while devices.samples < 2:
+                await anyio.sleep(0.01)
+        tasks.cancel_scope.cancel()
