@@ -3,11 +3,12 @@
 from dataclasses import replace
 
 from gpumodd.core import world
+from gpumodd.core.desired import dependents
 from gpumodd.core.facts import Answer, DeviceFact
 from gpumodd.core.ledger import Budget
 from gpumodd.core.phase import Phase
 from gpumodd.core.planner import plan
-from gpumodd.core.problems import Problem
+from gpumodd.core.problems import Problem, Reason
 from gpumodd.core.specs import ServiceSpec
 from gpumodd.core.state import State, Track
 
@@ -23,15 +24,20 @@ def standing(state: State) -> str:
     others = {s for s in state.tracks if s not in desired and world.phase_of(state, s) not in AT_REST}
     if not lacking and not others and not state.windows and not state.units_lost:
         return "converged"
-    if lacking and not others and _only_outside_helps(state, lacking):
+    if state.units_lost or (lacking and not others and _only_outside_helps(state, lacking)):
         return "blocked"
     return "degraded"
 
 
 def _only_outside_helps(state: State, lacking: set[str]) -> bool:
-    proposed = plan(world.plan_input(state, state.desired))
-    stuck = {r.service for r in proposed.blocked if r.code != "telemetry_stale"}
-    return bool(stuck) and lacking <= stuck
+    stuck = _obstacles(state).keys()
+    return lacking <= {*stuck, *dependents(stuck, state.catalog.services)}
+
+
+def _obstacles(state: State) -> dict[str, Reason]:
+    """What stands in the way of desired services, by service. Figures that are merely old do not: they are renewed."""
+    blocked = plan(world.plan_input(state, state.desired)).blocked
+    return {r.service: r for r in reversed(blocked) if r.service is not None and r.code != "telemetry_stale"}
 
 
 # -- problems -------------------------------------------------------------------------------------------------
@@ -43,6 +49,34 @@ def problems(state: State) -> list[Problem]:
     desired = state.desired.services(state.catalog.services)
     for service, track in sorted(state.tracks.items()):
         found += of_service(state, service, track, desired=service in desired)
+    return found + _of_missing(state, desired - {p.service for p in found})
+
+
+def _of_missing(state: State, unexplained: frozenset[str | None]) -> list[Problem]:
+    """Desired services that are down although none of them has gone wrong."""
+    down = sorted(s for s in unexplained if s is not None and world.phase_of(state, s) is Phase.STOPPED)
+    if not down or state.active_operations():
+        return []
+    found: list[Problem] = []
+    obstacles = _obstacles(state)
+    for service in down:
+        since = state.tracks[service].since if service in state.tracks else state.started_at
+        reason = obstacles.get(service) or Reason(
+            code="not_running",
+            message=f"{service} is wanted and does not run",
+            hint=f"`gpumodctl service start {service}` or a switch to the same mode starts it",
+        )
+        found.append(
+            Problem(
+                code=reason.code,
+                message=reason.message,
+                hint=reason.hint,
+                since=since,
+                service=service,
+                device=reason.device,
+                details=reason.details,
+            )
+        )
     return found
 
 

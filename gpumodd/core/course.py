@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from gpumodd.core import effects as fx
 from gpumodd.core import fold, operations, ops, outcomes, world
+from gpumodd.core.desired import dependents
 from gpumodd.core.operations import Kind, Operation, PlannedStep, State, StepKey, StepState, Verb
 from gpumodd.core.outbox import Outbox
 from gpumodd.core.phase import Phase
@@ -38,7 +39,7 @@ class Course:
             self._drop_done_restarts()
             proposed = self._plan()
             for op in self._state.active_operations():
-                mine = [s for s in proposed.steps if op.covers(s.service)]
+                mine = [s for s in proposed.steps if op.concerns(*s.key)]
                 self._state.put(operations.merge(op, mine, over=self._over, at=self._state.at))
             if self._fail_blocked(proposed) or self._dispatch(proposed) or self._end_operations(proposed):
                 continue
@@ -89,7 +90,7 @@ class Course:
         active = self._state.active_operations()
         given = False
         for step in proposed.ready():
-            owners = [op for op in active if op.covers(step.service)]
+            owners = [op for op in active if op.concerns(*step.key)]
             if owners and step.verb in (Verb.STOP, Verb.START):
                 given |= self._command(step, proposed, owners)
         return given
@@ -141,7 +142,7 @@ class Course:
             if op.returning is None:
                 self._fail(op, reason.service or "", reason)
             else:
-                unrestored = outcomes.names(s for s in proposed.steps if op.covers(s.service))
+                unrestored = outcomes.names(s for s in proposed.steps if op.concerns(*s.key))
                 self.end(replace(op, details={**op.details, "unrestored": unrestored}), State.FAILED)
             return True
         return False
@@ -176,7 +177,8 @@ class Course:
             track.failure = reason
             track.gave_up = track.gave_up or op.kind not in (Kind.HEAL, Kind.RESTORE)
         end = State.CANCELLED if op.returning is State.CANCELLED else State.FAILED
-        goals = tuple(g for g in op.goals if g != service)
+        out_of_reach = {service, *dependents([service], self._state.catalog.services)}
+        goals = tuple(g for g in op.goals if g not in out_of_reach)
         self._state.put(replace(op, returning=end, goals=goals, blocked_since=None))
 
     def turn_back(self, op: Operation, end: State, reason: Reason) -> None:
@@ -208,7 +210,7 @@ class Course:
         """End what has arrived; note since when an operation can do nothing."""
         ended = False
         for op in self._state.active_operations():
-            mine = [s for s in proposed.steps if op.covers(s.service)]
+            mine = [s for s in proposed.steps if op.concerns(*s.key)]
             stuck = bool(mine) and all(s.blocked or s.after for s in mine)
             waits = stuck and world.quiesce_left(self._state) == 0
             if op.logs_of is not None:

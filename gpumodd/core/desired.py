@@ -35,8 +35,10 @@ class Desired:
         return frozenset(service for claim in self.claims for service in claim.services)
 
     def services(self, specs: Mapping[str, ServiceSpec]) -> frozenset[str]:
-        """Every service that is to run: what is claimed, and what that depends on, less manual stops."""
-        return closure((s for s in self.claimed() if s not in self.stopped), specs)
+        """Every service that is to run: what is claimed and what that depends on, less manual stops and what cannot
+        run without those."""
+        stopped = {*self.stopped, *dependents(self.stopped, specs)} if self.stopped else set()
+        return closure((s for s in self.claimed() if s not in stopped), specs)
 
 
 def closure(roots: Iterable[str], specs: Mapping[str, ServiceSpec]) -> frozenset[str]:
@@ -51,17 +53,17 @@ def closure(roots: Iterable[str], specs: Mapping[str, ServiceSpec]) -> frozenset
     return frozenset(found)
 
 
-def dependents(service: str, specs: Mapping[str, ServiceSpec]) -> frozenset[str]:
-    """The services that, transitively, depend on this one."""
+def dependents(services: Iterable[str], specs: Mapping[str, ServiceSpec]) -> frozenset[str]:
+    """The services that, transitively, depend on one of these."""
     found: set[str] = set()
-    todo = [service]
+    todo = [*services]
     while todo:
         needed = todo.pop()
         for other in specs.values():
             if needed in other.depends_on and other.id not in found:
                 found.add(other.id)
                 todo.append(other.id)
-    return frozenset(found - {service})
+    return frozenset(found)
 
 
 def after_switch(desired: Desired, mode: ModeSpec, specs: Mapping[str, ServiceSpec]) -> Desired:
@@ -110,5 +112,5 @@ def after_stop(desired: Desired, services: Iterable[str], specs: Mapping[str, Se
     kept = Desired(mode=desired.mode, claims=claims)
     stopped = {s for s in desired.stopped if s in kept.claimed()} | leaving
     kept = replace(kept, stopped=tuple(sorted(stopped)))
-    lost = desired.services(specs) - kept.services(specs) - leaving
+    lost = desired.services(specs) - kept.services(specs) - leaving - dependents(leaving, specs)
     return replace(kept, claims=(*claims, *(Claim(kind="manual", owner=s, services=(s,)) for s in sorted(lost))))

@@ -155,8 +155,7 @@ def put_off(state: State, track: Track, reason: Reason) -> None:
 def job_ended(state: State, track: Track, asked: ops.Asked) -> None:
     """A start's or stop's job is over; until the unit has been seen since, its old state says nothing."""
     track.command = ops.step(track.command, asked)
-    if track.unit is None or track.unit.at < state.at:
-        track.unseen_since = state.at
+    track.unseen_since = state.at
 
 
 # -- probes ---------------------------------------------------------------------------------------------------
@@ -234,8 +233,8 @@ def _device(state: State, device: DeviceFact) -> bool:
         _resume_release(state, device.uuid, state.baselines.pop(device.uuid), now.unlisted_mib)
     if before is not None:
         for service in sorted(before.pids_of - now.pids_of):
-            # Its processes vanished before its unit was seen to end: the window opens at the last good figure.
-            open_release(state, device.uuid, service, before.services[service], before.unlisted_mib)
+            # Its processes vanished, perhaps before its unit is seen to end: the window opens at the last good figure.
+            open_release(state, device.uuid, service, before.services[service], before.unlisted_mib, gone=True)
     for service, mib in now.services.items():
         track = state.track(service)
         if not track.devices and not track.command.coming:
@@ -244,9 +243,12 @@ def _device(state: State, device: DeviceFact) -> bool:
     window = state.windows.get(device.uuid)
     if window is None:
         return False
-    for service in now.services:
-        if service in window.leaving and not state.track(service).gone and state.track(service).stop_asked_at is None:
-            del window.leaving[service]  # its processes are listed again: it never left
+    for service in sorted(window.leaving.keys() & now.pids_of):
+        track = state.track(service)
+        if not track.gone:  # its processes are listed (again): it has not left
+            window.leaving[service].ended_at = None
+            if track.stop_asked_at is None:
+                del window.leaving[service]
     # A lost device shows its last figures for ever, and nothing is started on it: when it is back, what its processes
     # held then is on its way back, and verified like any other.
     released = window.waive() if device.lost else window.settle(now.unlisted_mib, now.pids_of, device.at)
@@ -299,12 +301,15 @@ def abandon_release(state: State, uuid: str) -> None:
         del state.windows[uuid]
 
 
-def open_release(state: State, uuid: str, service: str, held_mib: int, unlisted_mib: int) -> None:
-    """From now on this service's memory on this device is on its way back; the first opening sets the level."""
+def open_release(state: State, uuid: str, service: str, held_mib: int, unlisted_mib: int, *, gone: bool) -> None:
+    """From now on this service's memory on this device is on its way back; the first opening sets the level.
+
+    `gone`: no process of it is left there, so the release clock runs.
+    """
     window = state.windows.setdefault(uuid, ReleaseWindow(baseline_mib=unlisted_mib))
     entry = window.leaving.setdefault(service, Leaving(held_mib=held_mib))
     entry.held_mib = max(entry.held_mib, held_mib)
-    if entry.ended_at is None and state.track(service).gone:
+    if gone and entry.ended_at is None:
         entry.ended_at = state.at
 
 
@@ -312,7 +317,9 @@ def open_releases(state: State, service: str) -> None:
     """A stop is about to be asked: open a release wherever the service is seen to hold memory."""
     for uuid, seen in sorted(state.attribution.items()):
         if service in seen.services:
-            open_release(state, uuid, service, seen.services[service], seen.unlisted_mib)
+            open_release(
+                state, uuid, service, seen.services[service], seen.unlisted_mib, gone=state.track(service).gone
+            )
 
 
 def mark_ended(state: State, service: str, at: float) -> None:

@@ -161,6 +161,10 @@ class Operation:
         """Is this service its business?"""
         return service not in self.abandoned and (self.scope is None or service in self.scope)
 
+    def concerns(self, verb: Verb, service: str) -> bool:
+        """Is this step its business? What goes is, in its scope; what comes only if it is one of its goals."""
+        return self.covers(service) and (verb in (Verb.STOP, Verb.WAIT_RELEASE) or service in self.goals)
+
     def done(self, verb: Verb) -> tuple[str, ...]:
         """The services for which a step with this verb was completed, sorted."""
         return tuple(sorted({s.service for s in self.steps if s.verb is verb and s.state is StepState.DONE}))

@@ -33,6 +33,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "unit_crashed": "A service ended although nobody stopped it.",
         "gave_up": "A service failed several times in a row and is not started again by itself.",
         "stopped_outside": "A person stopped a desired service without gpumodd; it is left alone.",
+        "not_running": "A desired service is down, and nothing is under way to start it.",
         "orphan_running": "A managed unit runs that nothing asked for.",
         "unhealthy": "A running service answers its health probe badly.",
         "definition_changed": "The configuration of a running service changed; it still runs the old one.",

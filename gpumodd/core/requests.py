@@ -85,7 +85,7 @@ def for_service(state: State, event: ServiceRequested) -> Intent | Refusal:
     wanted = state.desired.services(specs)
     above = {
         s
-        for s in wishes.dependents(service, specs)
+        for s in wishes.dependents([service], specs) - {service}
         if s in wanted or (s in state.tracks and world.alive(state.tracks[s]))
     }
     intent = Intent(

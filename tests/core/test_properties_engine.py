@@ -1,0 +1,287 @@
+"""Whatever happens to a machine, in whatever order, the engine keeps its promises.
+
+A machine in virtual time is driven by chance: requests, crashes, strangers, lost devices, a broken bus, a full disk,
+killed daemons. `tests.core.witness` checks after every batch; here stands what must hold once it may rest.
+"""
+
+from dataclasses import replace
+
+from hypothesis import note, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
+from gpumodd.core import events as ev
+from gpumodd.core.engine import Engine
+from gpumodd.core.facts import Ended
+from gpumodd.core.operations import State
+from gpumodd.core.specs import HealthSpec, OnFailure, OnLeave, Policy, ServiceSpec
+from tests.core.machine import Behaviour, Machine, catalog
+
+NAMES = ("a", "b", "c", "d", "e")
+MODES = ("one", "two", "three")
+HEALTH = HealthSpec(interval_s=5.0, failures=3, recoveries=2)
+
+
+@st.composite
+def catalogs(draw):
+    specs = []
+    count = draw(st.integers(2, 5))
+    for i, name in enumerate(NAMES[:count]):
+        specs.append(
+            ServiceSpec(
+                id=name,
+                vram_mib=draw(st.sampled_from([0, 300, 4000, 9000, 14000, 20000])),
+                ram_mib=draw(st.sampled_from([0, 0, 2000])),
+                port=draw(st.sampled_from([8000 + i, 8000 + i, None])),
+                depends_on=tuple(draw(st.sets(st.sampled_from(NAMES[:i]), max_size=2))) if i else (),
+                device_count=draw(st.sampled_from([1, 1, 1, 2])),
+                devices=draw(st.sampled_from([None, None, ("0",)])),
+                priority=draw(st.sampled_from([50, 50, 60])),
+                pinned=draw(st.sampled_from([False, False, False, True])),
+                startup_timeout_s=10.0,
+                stop_timeout_s=3.0,
+                health=HEALTH,
+                on_leave=OnLeave.STOP,
+            )
+        )
+    specs = [replace(s, device_count=1) if s.devices else s for s in specs]
+    members = st.sets(st.sampled_from(NAMES[:count]), max_size=4).map(lambda s: tuple(sorted(s)))
+    policy = Policy(
+        on_failure=draw(st.sampled_from(OnFailure)),
+        drift=draw(st.sampled_from(["heal", "heal", "report"])),
+        quiesce_s=draw(st.sampled_from([0.0, 0.0, 2.0])),
+        release_timeout_s=5.0,
+        vram_limit_percent=draw(st.sampled_from([None, None, 80.0])),
+        restore_mode_at_start=draw(st.sampled_from([True, True, False])),
+    )
+    return catalog(*specs, policy=policy, **{m: draw(members) for m in MODES})
+
+
+behaviours = st.builds(
+    Behaviour,
+    load_s=st.sampled_from([0.0, 0.5, 2.0, 8.0]),
+    term_s=st.sampled_from([0.0, 0.1, 2.0, 60.0]),
+    linger_s=st.sampled_from([0.0, 0.0, 0.3, 2.0, 20.0]),
+    start_result=st.sampled_from(["done"] * 5 + ["failed"]),
+    exit_after_s=st.sampled_from([None] * 5 + [0.0, 0.2, 3.0]),
+    never_ready=st.sampled_from([False] * 5 + [True]),
+    unkillable_s=st.sampled_from([0.0] * 5 + [12.0, 25.0]),
+)
+
+
+class Chaos(RuleBasedStateMachine):
+    """One machine and everything that can happen to it."""
+
+    @initialize(found=catalogs(), gpus=st.sampled_from([1, 1, 2]), silent=st.sampled_from([False, False, True]))
+    def begin(self, found, gpus, silent):
+        self.m = Machine(found, devices={f"GPU-{i}": 24564 for i in range(gpus)}, silent=silent).boot()
+        self.names = sorted(found.services)
+
+    def pick(self, names, n):
+        names = sorted(names)
+        return names[n % len(names)] if names else None
+
+    # -- requests ---------------------------------------------------------------------------------------------
+
+    @rule(mode=st.sampled_from((*MODES, "blank")), policy=st.sampled_from([None, None, *OnFailure]))
+    def switch(self, mode, policy):
+        self.m.ask("switch", mode, on_failure=policy)
+
+    @rule(mode=st.sampled_from((*MODES, "blank")))
+    def switch_and_wait(self, mode):
+        self.m.ask("switch", mode, quiesce=False)
+        self.m.run(5.0)
+
+    @rule(n=st.integers(0, 9), kind=st.sampled_from(["start", "start", "stop", "restart"]))
+    def service(self, n, kind):
+        self.m.ask(kind, self.pick(self.names, n))
+
+    @rule(n=st.integers(0, 3))
+    def cancel(self, n):
+        operations = list(self.m.engine.state.operations)
+        if operations:
+            self.m.ask("cancel", operations[-1 - n % len(operations)])
+
+    @rule(n=st.integers(0, 9), mode=st.sampled_from(MODES))
+    def force(self, n, mode):
+        if n == 0:
+            self.m.ask("switch", mode, force=True)
+
+    # -- time -------------------------------------------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([0.003, 0.05, 0.5, 2.0, 15.0, 90.0]))
+    def wait(self, seconds):
+        self.m.run(seconds)
+
+    @rule(steps=st.integers(1, 6))
+    def go_on(self, steps):
+        for _ in range(steps):
+            self.m.step(self.m.at + 60)
+
+    # -- services ---------------------------------------------------------------------------------------------
+
+    @rule(n=st.integers(0, 9), behaviour=behaviours)
+    def behave(self, n, behaviour):
+        self.m.behaviours[self.pick(self.names, n)] = behaviour
+
+    @rule(n=st.integers(0, 9), ended=st.sampled_from(Ended))
+    def ends(self, n, ended):
+        name = self.pick(self.m.running(), n)
+        if name is not None:
+            self.m.crash(name, ended=ended)
+
+    @rule(n=st.integers(0, 9))
+    def begins_outside(self, n):
+        name = self.pick(self.names, n)
+        if self.m.manager.alive(name) is None:
+            self.m.begin_outside(name)
+            self.m.run(0.1)
+
+    @rule(n=st.integers(0, 9))
+    def stopped_by_a_person(self, n):
+        name = self.pick(self.m.running(), n)
+        if name is not None:
+            self.m.manager.stop(name, lambda _: None)
+
+    @rule(n=st.integers(0, 9), sick=st.booleans())
+    def health_turns(self, n, sick):
+        process = self.m.manager.alive(self.pick(self.names, n))
+        if process is not None:
+            process.sick = sick
+
+    # -- the machine ------------------------------------------------------------------------------------------
+
+    @rule(n=st.integers(0, 1), mib=st.sampled_from([0, 500, 5000, 15000]), listed=st.booleans())
+    def a_stranger_takes_memory(self, n, mib, listed):
+        (self.m.strangers if listed else self.m.foreign)[self.pick(self.m.devices, n)] = mib
+        self.m.touch()
+
+    @rule(n=st.integers(0, 1), lost=st.booleans())
+    def a_device_is_lost(self, n, lost):
+        (self.m.lost.add if lost else self.m.lost.discard)(self.pick(self.m.devices, n))
+        self.m.touch()
+
+    @rule(hung=st.booleans())
+    def the_driver_hangs(self, hung):
+        self.m.hung = hung
+        self.m.touch()
+
+    @rule(up=st.booleans())
+    def the_bus_breaks(self, up):
+        if up is not self.m.connected:
+            (self.m.connect if up else self.m.disconnect)()
+
+    @rule(n=st.integers(0, 9), taken=st.booleans())
+    def a_port_is_taken(self, n, taken):
+        (self.m.taken_ports.add if taken else self.m.taken_ports.discard)(self.pick(self.names, n))
+
+    @rule(fails=st.booleans())
+    def the_disk_is_full(self, fails):
+        self.m.save_fails = fails
+
+    @rule(mib=st.sampled_from([500, 3000, 64000]))
+    def host_memory(self, mib):
+        self.m.mem_available_mib = mib
+        self.m.touch()
+
+    @rule(unit=st.sampled_from([0.0, 0.0, 0.02, 0.3]), job=st.sampled_from([0.0, 0.0, 0.02, 0.3]))
+    def news_is_late(self, unit, job):
+        self.m.unit_lag_s, self.m.job_lag_s = unit, job
+
+    @rule(seconds=st.sampled_from([0.001, 0.001, 0.3]))
+    def looking_takes_long(self, seconds):
+        self.m.inspect_s = seconds
+
+    # -- the daemon -------------------------------------------------------------------------------------------
+
+    @rule(same_boot=st.sampled_from([True, True, True, False]))
+    def killed(self, same_boot):
+        self.m.restart_daemon(same_boot=same_boot)
+
+    @rule()
+    def killed_after_a_save(self):
+        self.m.dies_after_save = True
+
+    @rule(n=st.integers(0, 30))
+    def heard_twice(self, n):
+        told = [e for batch, _ in self.m.history[-10:] for e in batch if not isinstance(e, (ev.Request, ev.Recovered))]
+        told = [e for e in told if not isinstance(e, (ev.CatalogLoaded, ev.ObservationCompleted))]
+        told = [e for e in told if not isinstance(e, ev.UnitsObserved) or not e.complete]  # that is never an old one
+        if told:
+            self.m.feed(told[n % len(told)])
+
+    @rule(n=st.integers(0, 9), vram_mib=st.sampled_from([300, 9000, 20000]))
+    def reload(self, n, vram_mib):
+        name = self.pick(self.names, n)
+        changed = replace(self.m.catalog.services[name], vram_mib=vram_mib, fingerprint=str(vram_mib))
+        services = {**self.m.catalog.services, name: changed}
+        self.m.catalog = replace(self.m.catalog, services=services)
+        self.m.feed(ev.CatalogLoaded(at=self.m.at, catalog=self.m.catalog))
+
+    # -- the promises -----------------------------------------------------------------------------------------
+
+    def teardown(self):
+        if not hasattr(self, "m"):
+            return
+        m = self.m
+        m.run(120.0)
+        self.replays()
+        m.run(1000.0)
+        self.rests("with the faults that there are")
+        self.mend()
+        m.run(1000.0)
+        self.rests("mended")
+        self.blank_always_works()
+        self.replays()
+
+    def rests(self, how):
+        m = self.m
+        state = m.engine.state
+        note(f"{how}: {m.standing()}, {sorted(m.problems())}")
+        assert not state.active_operations(), "an operation stays open"
+        assert m.asked <= m.replies.keys(), "a request was never answered"
+        assert not state.windows or not m.connected, "a release is never over"
+        assert m.standing() in ("converged", "degraded", "blocked")
+        if m.standing() == "converged":
+            desired = state.desired.services(m.catalog.services)
+            assert m.running() == desired
+            assert all(m.manager.alive(s).ready_at <= m.at for s in desired)
+        else:
+            assert m.problems(), "nothing says why it is not converged"
+
+    def mend(self):
+        m = self.m
+        if not m.connected:
+            m.connect()
+        m.lost.clear()
+        m.foreign.clear()
+        m.strangers.clear()
+        m.taken_ports.clear()
+        m.behaviours.clear()
+        m.hung = m.save_fails = m.dies_after_save = False
+        m.mem_available_mib = 64000
+        m.unit_lag_s = m.job_lag_s = 0.0
+        m.inspect_s = 0.001
+        for process in m.manager.processes():
+            process.sick = False
+        m.touch()
+
+    def blank_always_works(self):
+        m = self.m
+        op = m.do("switch", "blank")
+        assert op.state is State.SUCCEEDED
+        assert m.running() == set()
+        m.run(30.0)
+        assert m.standing() == "converged", m.problems()
+        assert m.engine.state.reached_mode == "blank"
+
+    def replays(self):
+        """The same events lead to the same effects and the same state."""
+        again = Engine()
+        for events, effects in self.m.history:
+            assert again.handle(*events) == effects
+        assert again.state == self.m.engine.state
+
+
+TestChaos = Chaos.TestCase
+TestChaos.settings = settings.get_profile("core-runs")
