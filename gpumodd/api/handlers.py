@@ -281,7 +281,7 @@ class _Desk:
         result = t.Subscription(cursor=self._daemon.bus.cursor, status=self._views.status())
 
         async def pump() -> None:
-            last = result.cursor
+            last = result.cursor if params.after is None else params.after
             try:
                 while (happening := await subscription.get()) is not None:
                     await session.drained()

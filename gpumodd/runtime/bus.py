@@ -29,15 +29,21 @@ class Subscription:
     def __init__(self, bus: "Bus", topics: Collection[str] | None) -> None:
         self._bus = bus
         self._topics = frozenset(topics) if topics is not None else None
+        self._room = QUEUE
         self._queue: asyncio.Queue[Happening | None] = asyncio.Queue()
 
     def wants(self, happening: Happening) -> bool:
         """Is this its topic?"""
         return self._topics is None or happening.topic in self._topics
 
+    def replay(self, happening: Happening) -> None:
+        """Queue what happened before it came; that takes no room from what comes."""
+        self._room += 1
+        self._queue.put_nowait(happening)
+
     def offer(self, happening: Happening) -> bool:
         """Queue it; False when the queue is full."""
-        if self._queue.qsize() >= QUEUE:
+        if self._queue.qsize() >= self._room:
             return False
         self._queue.put_nowait(happening)
         return True
@@ -79,7 +85,7 @@ class Bus:
         if after is not None:
             for happening in self._backlog:
                 if happening.cursor > after and subscription.wants(happening):
-                    subscription.offer(happening)
+                    subscription.replay(happening)
         self._subscriptions.add(subscription)
         return subscription
 

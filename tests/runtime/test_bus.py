@@ -46,3 +46,13 @@ async def test_the_backlog_is_bounded():
     late = bus.subscribe(after=0)
     oldest = await late.get()
     assert oldest is not None and oldest.cursor > 10
+
+
+async def test_who_comes_back_gets_all_of_the_backlog():
+    bus = Bus()
+    for n in range(BACKLOG):
+        bus.publish(0.0, "service", {"n": n})
+    back = bus.subscribe(after=0)
+    bus.publish(0.0, "service", {"n": BACKLOG})
+    found = [await back.get() for _ in range(BACKLOG + 1)]
+    assert [h.data["n"] for h in found if h] == list(range(BACKLOG + 1))

@@ -132,7 +132,7 @@ def test_an_answer_of_more_than_a_mebibyte_is_too_large(daemon: Daemon, talk: Ta
 
 
 def test_256_connections_are_served(daemon: Daemon):
-    talks = [Talk(daemon.socket) for _ in range(250)]
+    talks = [Talk(daemon.socket) for _ in range(256)]
     try:
         sent = [talk.ask("status.get") for talk in talks]
         for talk, id in zip(talks, sent, strict=True):
