@@ -3,12 +3,13 @@
 import os
 import signal
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.support.daemon import Daemon, RpcFailure, until
+from tests.support.daemon import GPU, Daemon, RpcFailure, until
 from tests.support.sandbox import Sandbox
 
 real = pytest.mark.real
@@ -95,6 +96,46 @@ def test_a_service_that_crashes_again_and_again_is_left_alone_longer_each_time(t
         assert (standing(d), problems(d)) == (("rag", "rag", "converged"), [])
 
 
+def test_a_repair_that_has_no_room_waits_and_says_so(tmp_path: Path):
+    d = Daemon(tmp_path / "d")
+    d.service("a", 5000)
+    d.mode("m", "a")
+    with d:
+        d.switch("m")
+        kill(d, "a")
+        until(lambda: d.phases()["a"] == "backoff")
+        d.table.set_foreign(GPU, 22000)
+        until(lambda: d.status()["state"] == "blocked")
+        assert standing(d) == ("m", "m", "blocked")
+        d.table.set_foreign(GPU, 0)
+        until(lambda: standing(d) == ("m", "m", "converged"), within=20)
+        assert d.refusals() == []
+
+
+def test_a_service_that_answers_badly_is_degraded_until_it_recovers_or_is_restarted(tmp_path: Path):
+    d = Daemon(tmp_path / "d")
+    port = d.service("a", 1000, health={"interval_s": 0.1, "failures": 2, "recoveries": 2})
+    d.mode("m", "a")
+
+    def answer(health: str) -> None:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/demo/health?{health}", data=b"").close()
+
+    with d:
+        d.switch("m")
+        for _ in range(2):
+            answer("error")
+            until(lambda: d.phases()["a"] == "degraded")
+            assert (standing(d), problems(d)) == (("m", "m", "degraded"), [("unhealthy", "a")])
+            answer("ok")
+            until(lambda: d.phases()["a"] == "ready")
+            assert (standing(d), problems(d)) == (("m", "m", "converged"), [])
+        answer("error")
+        until(lambda: d.phases()["a"] == "degraded")
+        again = d.switch("m")
+        assert (again["stopped"], again["started"], again["kept"]) == (["a"], ["a"], [])
+        assert standing(d) == ("m", "m", "converged")
+
+
 # -- what people do without gpumodd ---------------------------------------------------------------------------
 
 
@@ -154,6 +195,20 @@ def test_generated_units_are_in_their_slice_and_nothing_else_has_such_a_name(sys
         assert d.box.systemctl("show", "-P", "Slice", "gpumod-embed.service") == "gpumod.slice"
         units = {path.name for path in d.box.unit_dir.glob("gpumod-*")}
         assert units == {f"gpumod-{id}.service" for id in ("code", "embed", "tiny")}
+
+
+@real
+def test_services_of_systemd_keep_running_when_the_daemon_ends(systemd: "Callable[[], Daemon]"):
+    with systemd() as d:
+        assert d.box is not None
+        assert d.process is not None
+        d.switch("rag")
+        assert d.rpc("daemon.shutdown") == {"services_end": False}
+        assert d.process.wait(10) == 0
+        assert d.box.systemctl("is-active", "gpumod-embed", "gpumod-tiny") == "active\nactive"
+        d.start()
+        assert (settled(d), d.ready(), d.used_mib()) == ("converged", {"embed", "tiny"}, 6000)
+        assert len(d.rpc("operation.list")) == 1  # nothing was done to them
 
 
 @real
