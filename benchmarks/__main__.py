@@ -29,6 +29,7 @@ def main() -> int:
     )
     parser.add_argument("--imports", action="store_true", help="also tell what gpumodctl spends its start on")
     parser.add_argument("--out", type=Path, help="folder for the report (of a full run: this package's)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file too")
     options = parser.parse_args()
     if unknown := sorted(set(options.names) - set(BENCHMARKS)):
         parser.error(f"cannot find benchmark {', '.join(unknown)}: there are {', '.join(BENCHMARKS)}")
@@ -51,6 +52,8 @@ def main() -> int:
     if out is not None:
         report.write(out, figures, stage.plots, quick=options.quick)
         print(f"written: {out / 'report.md'}", file=sys.stderr)
+    if options.json is not None:
+        options.json.write_text(report.document(figures, quick=options.quick))
     return 0
 
 

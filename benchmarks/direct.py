@@ -23,9 +23,9 @@ class DirectServer:
     def __init__(self, daemon: Daemon, vram_mib: int, arguments: Sequence[str]) -> None:
         table = DeviceTable(daemon.root / "direct.table")
         table.create(Device(GPU, 0, TOTAL_MIB))
-        self._port = free_ports(1)[0]
+        self.port = free_ports(1)[0]
         command = [daemon.python, "-m", "gpumodd.demo.model_server", "--table", str(table.path)]
-        command += ["--port", str(self._port), "--vram-mib", str(vram_mib), *arguments]
+        command += ["--port", str(self.port), "--vram-mib", str(vram_mib), *arguments]
         self.begun = boottime()
         self.process = subprocess.Popen(
             command,
@@ -57,7 +57,7 @@ class DirectServer:
         """When a loop that asks this often has its first 200."""
         deadline = boottime() + PATIENCE_S
         while boottime() < deadline:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", self._port), 5) as connection:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 5) as connection:
                 connection.sendall(REQUEST)
                 if connection.recv(64).startswith(b"HTTP/1.1 200"):
                     return boottime()

@@ -79,8 +79,7 @@ def come_and_go(daemon: Daemon, subscriber: Subscriber, service: str, port: int,
 def come_directly(daemon: Daemon, service: str) -> float:
     """How long after it could answer a plain loop has the answer."""
     with DirectServer(daemon, VRAM_MIB, SERVICES[service]) as server:
-        answered = server.answered_at(EVERY_S)
-        return 1000 * (answered - server.able_at())
+        return 1000 * (server.answered_at(EVERY_S) - able_since(server.port))
 
 
 def long_loads(daemon: Daemon, subscriber: Subscriber, ports: dict[str, int]) -> list[float]:

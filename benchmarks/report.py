@@ -1,4 +1,4 @@
-"""The report: figures as a table on the terminal, as `report.md` for people and as `report.json` for programs."""
+"""The report: figures as a table on the terminal, as `report.md` with its plots, and as JSON for programs."""
 
 import json
 import os
@@ -43,13 +43,17 @@ def table(figures: Sequence[Figure]) -> str:
 
 
 def write(folder: Path, figures: Sequence[Figure], plots: Mapping[str, str], *, quick: bool) -> None:
-    """`report.md`, `report.json` and the plots (SVG by file stem) in this folder."""
+    """`report.md` and the plots (SVG by file stem) in this folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for stem, svg in plots.items():
         (folder / f"{stem}.svg").write_text(svg)
     (folder / "report.md").write_text(_markdown(figures, list(plots), quick=quick))
+
+
+def document(figures: Sequence[Figure], *, quick: bool) -> str:
+    """The figures as JSON."""
     found = [asdict(figure) | {"met": figure.met} for figure in figures]
-    (folder / "report.json").write_text(json.dumps({"quick": quick, "figures": found}, indent=1) + "\n")
+    return json.dumps({"quick": quick, "figures": found}, indent=1) + "\n"
 
 
 def machine() -> str:

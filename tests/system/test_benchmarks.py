@@ -26,9 +26,9 @@ def benchmarks(*arguments: str) -> "subprocess.CompletedProcess[str]":
 @pytest.mark.real
 @pytest.mark.usefixtures("sandbox_possible")
 def test_every_benchmark_reports(tmp_path: Path):
-    done = benchmarks("--quick", "--imports", "--out", str(tmp_path))
+    done = benchmarks("--quick", "--imports", "--out", str(tmp_path), "--json", str(tmp_path / "figures"))
     assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / "report.json").read_text())
+    report = json.loads((tmp_path / "figures").read_text())
     figures = report["figures"]
     assert report["quick"]
     assert {figure["benchmark"] for figure in figures} == set(BENCHMARKS)
