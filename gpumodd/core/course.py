@@ -187,9 +187,10 @@ class Course:
         specs = state.catalog.services
         state.desired = outcomes.wish_after(op, end, state.desired)
         wanted = state.desired.services(specs)
-        goals = {s for s in wanted if op.covers(s) and not state.track(s).stopped_outside}
+        goals = {s for s in wanted if op.covers(s)}
         for service in sorted(goals):
             fold.forgive(state.track(service))
+        goals = {s for s in goals if world.left_alone(state, s) is None}
         if op.kind in (Kind.HEAL, Kind.RESTORE):  # nothing was asked for, so what it was to bring back is left alone
             for service in sorted(s for s in goals if not self._over((Verb.WAIT_READY, s))):
                 state.track(service).gave_up = True

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Literal
 
+from gpumodd.core import world
 from gpumodd.core.desired import Claim, Desired, undone
 from gpumodd.core.effects import Announce, Effect, OperationChanged, StepChanged
 from gpumodd.core.events import UnitStarted, UnitStopped
@@ -93,8 +94,8 @@ def spoils(state: EngineState, op: Operation, service: str) -> Reason | None:
     track = state.tracks[service]
     if not op.covers(service):
         return None
-    if service in op.goals and (track.stopped_outside or track.gave_up):
-        return _left_alone(service, track)
+    if service in op.goals and (obstacle := world.left_alone(state, service)) is not None:
+        return _left_alone(service, obstacle, state.tracks[obstacle])
     reason = track.failure
     if reason is None or track.failed_at is None or track.failed_at < op.created_at:
         return None
@@ -112,14 +113,14 @@ def leaves(reason: Reason) -> bool:
     return reason.code in ("vram_not_released", "stop_failed") or reason.details.get("command") == "stop"
 
 
-def _left_alone(service: str, track: Track) -> Reason:
-    """It was wanted ready, and nothing will start it any more."""
+def _left_alone(service: str, obstacle: str, track: Track) -> Reason:
+    """It was wanted ready, and nothing will start it any more, or something that it needs."""
     if not track.stopped_outside and track.failure is not None:
         return track.failure
     how = "was stopped without gpumodd" if track.stopped_outside else "failed too often and is left alone"
     return Reason(
         code="stopped_outside" if track.stopped_outside else "gave_up",
-        message=f"{service} {how}",
+        message=f"{obstacle} {how}",
         hint=f"`gpumodctl service start {service}` tries again",
         service=service,
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from gpumodd.core import fold
-from gpumodd.core.desired import Desired
+from gpumodd.core.desired import Desired, closure
 from gpumodd.core.facts import Active, DeviceFact
 from gpumodd.core.ledger import Attribution, Budget, limit_of, share
 from gpumodd.core.operations import Operation
@@ -143,6 +143,16 @@ def held_back(state: State, desired: Desired) -> frozenset[str]:
         if not more:
             return frozenset(back)
         back |= more
+
+
+def left_alone(state: State, service: str) -> str | None:
+    """What keeps this service down until somebody asks anew: itself or something it needs was given up, or stopped by
+    a person outside."""
+    for needed in sorted(closure([service], state.catalog.services), key=lambda s: (s != service, s)):
+        track = state.tracks.get(needed)
+        if track is not None and (track.stopped_outside or track.gave_up):
+            return needed
+    return None
 
 
 def views(state: State, restarts: frozenset[str]) -> dict[str, ServiceView]:
