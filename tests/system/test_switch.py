@@ -212,8 +212,8 @@ def test_without_healing_the_same_switch_says_what_it_started(daemon: Daemon):
         d.switch("rag")
         pid = next(s["pid"] for s in d.status()["services"] if s["id"] == "embed")
         os.kill(pid, signal.SIGKILL)
-        until(lambda: d.status()["state"] == "degraded")
-        assert d.status()["problems"][0]["code"] == "unit_failed"
+        assert until(lambda: d.status()["problems"])[0]["code"] == "unit_failed"
+        assert d.status()["state"] == "degraded"
         again = d.switch("rag")
         assert (again["started"], again["kept"]) == (["embed"], ["tiny"])
 
