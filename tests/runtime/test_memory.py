@@ -1,5 +1,7 @@
 """What is remembered comes back: on the same boot unchanged, on another one at the right time."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -33,16 +35,22 @@ OPERATION = Operation(
 )
 
 
-async def remembered(path: Path, clock: ManualClock) -> Memory:
-    return Memory(await SqliteStore.open(path / "state.db"), clock)
+@asynccontextmanager
+async def remembered(path: Path, clock: ManualClock) -> AsyncIterator[Memory]:
+    """The memory of one daemon's life."""
+    store = await SqliteStore.open(path / "state.db")
+    try:
+        yield Memory(store, clock)
+    finally:
+        await store.close()
 
 
 async def test_the_same_boot_brings_everything_back_unchanged(tmp_path: Path):
-    memory = await remembered(tmp_path, ManualClock())
-    memory.units_backend = "systemd"
-    await memory.save(SNAPSHOT, [OPERATION])
-    again = await remembered(tmp_path, ManualClock(at=200.0, epoch=1_700_000_500.0))  # the wall clock was set
-    recovered = await again.recall()
+    async with remembered(tmp_path, ManualClock()) as memory:
+        memory.units_backend = "systemd"
+        await memory.save(SNAPSHOT, [OPERATION])
+    async with remembered(tmp_path, ManualClock(at=200.0, epoch=1_700_000_500.0)) as again:  # the wall clock was set
+        recovered = await again.recall()
     assert recovered.snapshot == SNAPSHOT
     assert recovered.operations == (OPERATION,)
     assert recovered.same_boot
@@ -50,9 +58,11 @@ async def test_the_same_boot_brings_everything_back_unchanged(tmp_path: Path):
 
 
 async def test_another_boot_places_times_in_its_own_count(tmp_path: Path):
-    await (await remembered(tmp_path, ManualClock())).save(SNAPSHOT, [OPERATION])
+    async with remembered(tmp_path, ManualClock()) as memory:
+        await memory.save(SNAPSHOT, [OPERATION])
     later = ManualClock(at=10.0, boot="boot-2", epoch=1_700_001_000.0)  # booted 1,000 s after the first boot
-    recovered = await (await remembered(tmp_path, later)).recall()
+    async with remembered(tmp_path, later) as again:
+        recovered = await again.recall()
     assert not recovered.same_boot
     assert recovered.operations[0].created_at == 50.0 - 1000.0
     assert recovered.operations[0].steps[0].started_at == 51.0 - 1000.0
@@ -61,12 +71,15 @@ async def test_another_boot_places_times_in_its_own_count(tmp_path: Path):
 async def test_a_snapshot_that_cannot_be_read_is_refused_with_a_way_out(tmp_path: Path):
     store = await SqliteStore.open(tmp_path / "state.db")
     await store.save(b'{"format": "what"}', [])
-    with pytest.raises(PortError) as refused:
-        await Memory(store, ManualClock()).recall()
+    await store.close()
+    async with remembered(tmp_path, ManualClock()) as memory:
+        with pytest.raises(PortError) as refused:
+            await memory.recall()
     assert refused.value.code == "state_corrupt"
     assert "aside" in refused.value.hint
 
 
 async def test_nothing_is_remembered_at_first(tmp_path: Path):
-    recovered = await (await remembered(tmp_path, ManualClock())).recall()
+    async with remembered(tmp_path, ManualClock()) as memory:
+        recovered = await memory.recall()
     assert (recovered.snapshot, recovered.operations) == (None, ())
