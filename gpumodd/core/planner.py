@@ -63,7 +63,7 @@ def _must_leave(view: ServiceView, wanted: frozenset[str]) -> bool:
 
 
 def _must_come(view: ServiceView) -> bool:
-    return (view.gone or view.restart or view.stopping) and not view.starting
+    return view.restart or ((view.gone or view.stopping) and not view.starting)
 
 
 # -- leaving --------------------------------------------------------------------------------------------------

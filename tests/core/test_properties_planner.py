@@ -110,7 +110,7 @@ def needed_by(roots: set[str], specs: Mapping[str, ServiceSpec]) -> frozenset[st
 def coming(world: PlanInput) -> list[ServiceSpec]:
     """What has to be started, by the words of the views alone."""
     views = (world.services[s] for s in sorted(world.wanted))
-    return [v.spec for v in views if v.spec and (v.gone or v.restart or v.stopping) and not v.starting]
+    return [v.spec for v in views if v.spec and (v.restart or ((v.gone or v.stopping) and not v.starting))]
 
 
 def starts(made: Plan) -> list[PlannedStep]:
