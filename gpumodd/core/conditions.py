@@ -53,8 +53,8 @@ def problems(state: State) -> list[Problem]:
 
 
 def _of_missing(state: State, unexplained: frozenset[str | None]) -> list[Problem]:
-    """Desired services that are down although none of them has gone wrong."""
-    down = sorted(s for s in unexplained if s is not None and world.phase_of(state, s) is Phase.STOPPED)
+    """Desired services that are down, though nothing that is known of them says why."""
+    down = sorted(s for s in unexplained if s is not None and world.phase_of(state, s) in AT_REST)
     if not down or state.active_operations():
         return []
     found: list[Problem] = []

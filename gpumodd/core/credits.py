@@ -32,7 +32,7 @@ class Book:
 
     @property
     def free_now(self) -> int:
-        return 0 if self.debt else sum(mib for mib, keys in self.chunks if not keys)
+        return sum(mib for mib, keys in self.chunks if not keys)
 
     def draw(self, mib: int) -> frozenset[StepKey]:
         """Hand out this much, which must be there; returns the releases it has to wait for."""

@@ -15,8 +15,7 @@ FOREIGN_STOP_S = 90.0  # systemd's default, for a unit that nothing configures a
 def startup_deadline(state: State, service: str, track: Track) -> float | None:
     """When a service that comes up has to be ready."""
     spec = state.catalog.services.get(service)
-    phase = world.phase_of(state, service)
-    waiting = phase in (Phase.STARTING, Phase.LOADING) or (phase is Phase.UNKNOWN and track.ready_at is None)
+    waiting = world.phase_of(state, service) in (Phase.STARTING, Phase.LOADING)
     if spec is None or not waiting or track.started_at is None or track.failure is not None:
         return None
     return track.started_at + spec.startup_timeout_s

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from gpumodd.core.credits import gates as gates_of
 from gpumodd.core.ledger import share
 from gpumodd.core.operations import PlannedStep, StepKey, Verb
+from gpumodd.core.phase import Phase
 from gpumodd.core.placement import needed_mib, place
 from gpumodd.core.plans import DeviceForecast, Plan, PlanInput, ServiceView
 from gpumodd.core.problems import Reason
@@ -158,6 +159,7 @@ def _come(
                 after=((Verb.START, service),) if comes or view.starting else (),
                 why="ready means that its health answers" if spec.port else "ready means that its unit is active",
                 in_flight=not comes and not view.starting,
+                blocked=view.phase is Phase.UNKNOWN,
             )
         )
     return steps

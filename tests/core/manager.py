@@ -234,6 +234,7 @@ class Manager:
             self._begin_start(unit, job)
 
     def _to(self, unit: Unit, active: Active, *, ended: Ended | None) -> None:
+        self.world.at += 1e-6  # no two changes share a moment
         unit.active, unit.ended, unit.since = active, ended, self.world.at
         self.world.changed(self.fact(unit.service))
 

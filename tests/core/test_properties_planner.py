@@ -38,8 +38,9 @@ def worlds(draw: st.DrawFn) -> PlanInput:
     services: dict[str, ServiceView] = {}
     held: dict[str, dict[str, int]] = {uuid: {} for uuid in uuids}
     ports: set[int] = set()
-    for i, name in enumerate(NAMES[: draw(st.integers(1, len(NAMES)))]):
-        pinned = draw(st.sampled_from([None, None, None, "0", "GPU-1"]))
+    crowded = draw(st.booleans())
+    for i, name in enumerate(NAMES[: draw(st.sampled_from([5, 6] if crowded else [1, 2, 3, 4]))]):
+        pinned = draw(st.sampled_from([None, None, "0", "GPU-1"]))
         port = draw(st.sampled_from([8000 + i, 8000 + i, 9000, None]))
         phase = draw(st.sampled_from(GONE if port in ports else (*GONE, *UP)))
         spec = ServiceSpec(
@@ -49,7 +50,7 @@ def worlds(draw: st.DrawFn) -> PlanInput:
             port=port,
             depends_on=tuple(sorted(draw(st.sets(st.sampled_from(NAMES[:i]), max_size=2)))) if i else (),
             devices=None if pinned is None else (pinned,),
-            device_count=draw(st.integers(1, len(uuids))) if pinned is None else 1,
+            device_count=draw(st.sampled_from([1, 1, len(uuids)])) if pinned is None else 1,
             priority=draw(st.sampled_from([50, 50, 60])),
         )
         devices: tuple[str, ...] = ()
@@ -81,7 +82,7 @@ def worlds(draw: st.DrawFn) -> PlanInput:
             name=f"Sim {i}",
             total_mib=24564,
             reserve_mib=512,
-            foreign_mib=draw(st.sampled_from([0, 0, 0, 2000, 15000])),
+            foreign_mib=draw(st.sampled_from([0, 0, 2000, 9000, 15000])),
             limit_mib=draw(st.sampled_from([None, None, 16000])),
             held=held[uuid],
             trouble=draw(st.sampled_from(["", "", "telemetry_stale", "device_unhealthy"])) if trouble else "",
@@ -281,6 +282,16 @@ def the_order_of_the_input_does_not_matter(world: PlanInput, made: Plan, dice: r
     assert plan(replace(world, services=shuffled(world.services), budgets=budgets)) == made
 
 
+def a_service_gets_the_devices_it_names(world: PlanInput, made: Plan, dice: random.Random) -> None:
+    index = {uuid: str(budget.index) for uuid, budget in world.budgets.items()}
+    for step in starts(made):
+        spec = world.services[step.service].spec
+        devices = made.placements[step.service]
+        assert len(set(devices)) == len(devices)
+        assert spec.devices is None or all({uuid, index[uuid]} & set(spec.devices) for uuid in devices)
+        assert step.blocked or len(devices) == (spec.device_count if spec.vram_mib != 0 else 0)
+
+
 def more_memory_never_blocks_what_fitted(world: PlanInput, made: Plan, dice: random.Random) -> None:
     if any(r.code in MEMORY for r in made.blocked):
         return
@@ -327,6 +338,7 @@ PROMISES: tuple[Callable[[PlanInput, Plan, random.Random], None], ...] = (
     what_is_blocked_is_explained,
     a_start_with_room_waits_for_no_memory,
     the_order_of_the_input_does_not_matter,
+    a_service_gets_the_devices_it_names,
     more_memory_never_blocks_what_fitted,
     what_could_be_placed_is_placed,
 )
