@@ -162,8 +162,8 @@ def views(state: State, restarts: frozenset[str]) -> dict[str, ServiceView]:
         spec = state.catalog.services.get(service)
         track = state.tracks.get(service) or Track()
         phase = phase_of(state, service)
-        if spec is None and track.gone and phase is not Phase.RELEASING:
-            continue
+        if spec is None and track.gone and phase not in (Phase.STARTING, Phase.STOPPING, Phase.RELEASING):
+            continue  # nothing configures it and nothing of it is left, not even a job
         stopping = phase is Phase.STOPPING
         found[service] = ServiceView(
             id=service,

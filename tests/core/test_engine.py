@@ -1,9 +1,11 @@
 """The engine on a machine in virtual time: switches, failures, drift, recovery."""
 
-from gpumodd.core import conditions
-from gpumodd.core.facts import Ended
+from gpumodd.core import conditions, world
+from gpumodd.core.facts import Active, Ended, UnitFact
 from gpumodd.core.operations import State, StepState, Verb
+from gpumodd.core.ops import Command
 from gpumodd.core.specs import OnFailure, Policy
+from gpumodd.core.state import State as EngineState
 from tests.core.machine import Behaviour, Machine, catalog, service
 
 
@@ -388,3 +390,14 @@ def test_force_does_not_wait_for_the_quiesce_that_it_passes():
     began = m.at
     assert m.do("start", "tiny", force=True).state is State.SUCCEEDED
     assert m.at - began < 10
+
+
+def test_a_unit_without_a_definition_is_planned_for_until_its_stop_job_is_over():
+    """Its end may be seen before its job's: a step that vanished then would show as cancelled."""
+    state = EngineState()
+    track = state.track("orphan")
+    track.unit = UnitFact(service="orphan", active=Active.INACTIVE, at=1.0, ended=Ended.JOB)
+    track.command, track.stop_asked_at = Command.STOPPING, 0.5
+    assert world.views(state, frozenset())["orphan"].stopping
+    track.command = Command.IDLE
+    assert world.views(state, frozenset()) == {}
