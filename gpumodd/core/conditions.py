@@ -49,17 +49,19 @@ def problems(state: State) -> list[Problem]:
     desired = state.desired.services(state.catalog.services)
     for service, track in sorted(state.tracks.items()):
         found += of_service(state, service, track, desired=service in desired)
-    return found + _of_missing(state, desired - {p.service for p in found})
+    return found + _of_missing(state, desired, {p.service for p in found})
 
 
-def _of_missing(state: State, unexplained: frozenset[str | None]) -> list[Problem]:
-    """Desired services that are down, though nothing that is known of them says why."""
-    down = sorted(s for s in unexplained if s is not None and world.phase_of(state, s) in AT_REST)
+def _of_missing(state: State, desired: frozenset[str], explained: set[str | None]) -> list[Problem]:
+    """Desired services that are down: what stands in their way, and if nothing at all says why, at least that."""
+    down = sorted(s for s in desired if world.phase_of(state, s) in AT_REST)
     if not down or state.active_operations():
         return []
     found: list[Problem] = []
     obstacles = _obstacles(state)
     for service in down:
+        if service in explained and service not in obstacles:
+            continue
         since = state.tracks[service].since if service in state.tracks else state.started_at
         reason = obstacles.get(service) or Reason(
             code="not_running",

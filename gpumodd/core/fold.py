@@ -215,20 +215,22 @@ def devices(state: State, fact: DevicesFact) -> bool:
     return changed
 
 
-def estimates_on(state: State, uuid: str) -> dict[str, int]:
-    """What each service placed on this device is expected to take there."""
-    found: dict[str, int] = {}
-    for service, track in state.tracks.items():
-        spec = state.catalog.services.get(service)
-        if spec is not None and uuid in track.devices and spec.vram_mib:
-            found[service] = share(spec.vram_mib, len(track.devices))
-    return found
+def estimate_on(state: State, service: str, device: DeviceFact) -> int:
+    """What this service is expected to take there if it runs. Who was started by somebody else may be on any device
+    that its definition allows, until it is seen on one."""
+    spec, track = state.catalog.services.get(service), state.tracks.get(service)
+    if spec is None or track is None or not spec.vram_mib:
+        return 0
+    if track.devices:
+        return share(spec.vram_mib, len(track.devices)) if device.uuid in track.devices else 0
+    allowed = spec.devices is None or not {device.uuid, str(device.index)}.isdisjoint(spec.devices)
+    return share(spec.vram_mib, spec.device_count) if allowed else 0
 
 
 def _device(state: State, device: DeviceFact) -> bool:
     """One device's sample: whose the memory is, whose processes vanished, which releases are verified."""
     before = state.attribution.get(device.uuid)
-    now = state.attribution[device.uuid] = attribute(device, estimates_on(state, device.uuid))
+    now = state.attribution[device.uuid] = attribute(device, lambda s: estimate_on(state, s, device))
     if before is None and device.uuid in state.baselines:
         _resume_release(state, device.uuid, state.baselines.pop(device.uuid), now.unlisted_mib)
     if before is not None:
@@ -243,12 +245,8 @@ def _device(state: State, device: DeviceFact) -> bool:
     window = state.windows.get(device.uuid)
     if window is None:
         return False
-    for service in sorted(window.leaving.keys() & now.pids_of):
-        track = state.track(service)
-        if not track.gone:  # its processes are listed (again): it has not left
-            window.leaving[service].ended_at = None
-            if track.stop_asked_at is None:
-                del window.leaving[service]
+    for service in [s for s in window.leaving if s in state.tracks]:
+        _still_leaving(state.tracks[service], service, window, listed=service in now.services)
     # A lost device shows its last figures for ever, and nothing is started on it: when it is back, what its processes
     # held then is on its way back, and verified like any other.
     released = window.waive() if device.lost else window.settle(now.unlisted_mib, now.pids_of, device.at)
@@ -313,21 +311,32 @@ def open_release(state: State, uuid: str, service: str, held_mib: int, unlisted_
         entry.ended_at = state.at
 
 
-def open_releases(state: State, service: str) -> None:
-    """A stop is about to be asked: open a release wherever the service is seen to hold memory."""
-    for uuid, seen in sorted(state.attribution.items()):
-        if service in seen.services:
-            open_release(
-                state, uuid, service, seen.services[service], seen.unlisted_mib, gone=state.track(service).gone
-            )
+def open_releases(state: State, service: str, *, gone: bool = False) -> None:
+    """It was asked to end, or has: open a release wherever it holds memory. What it may have taken since the last
+    sample nobody has seen, so where it was placed it counts with its estimate at least."""
+    for device in state.devices.devices if state.devices is not None else ():
+        seen = state.attribution[device.uuid]
+        held_mib = max(seen.services.get(service, 0), estimate_on(state, service, device))
+        if held_mib:
+            open_release(state, device.uuid, service, held_mib, seen.unlisted_mib, gone=gone)
 
 
 def mark_ended(state: State, service: str, at: float) -> None:
     """Its last process is gone: from now on the release clock runs."""
-    open_releases(state, service)
+    open_releases(state, service, gone=True)
     for window in state.windows.values():
         if service in window.leaving:
             window.leaving[service].ended_at = at
+
+
+def _still_leaving(track: Track, service: str, window: ReleaseWindow, *, listed: bool) -> None:
+    """Forget a release that came to nothing: it runs on and nobody wants it to end, or it had never begun."""
+    entry = window.leaving[service]
+    if listed and not track.gone:
+        entry.ended_at = None
+    never_came = track.gone and track.command is ops.Command.IDLE and track.unseen_since is None
+    if entry.ended_at is None and (track.stop_asked_at is None or never_came):
+        del window.leaving[service]
 
 
 def releasing(state: State, service: str) -> bool:

@@ -9,7 +9,7 @@ that ended with the memory that has not come back yet. Memory is *unlisted* when
 but lists no process for it; what turns unlisted while one of ours ends is releasing, never foreign.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from gpumodd.core.facts import DeviceFact
@@ -33,8 +33,8 @@ class Attribution:
         return frozenset(self.services)
 
 
-def attribute(device: DeviceFact, estimates: Mapping[str, int]) -> Attribution:
-    """Sort a sample's memory by owner; `estimates` stand in where the driver does not say what a process holds."""
+def attribute(device: DeviceFact, estimate: Callable[[str], int]) -> Attribution:
+    """Sort a sample's memory by owner; an estimate stands in where the driver does not say what a process holds."""
     services: dict[str, int] = {}
     strangers = 0
     silent: set[str] = set()
@@ -49,7 +49,7 @@ def attribute(device: DeviceFact, estimates: Mapping[str, int]) -> Attribution:
             services[process.service] += process.used_mib
     unlisted = max(0, device.used_mib - strangers - sum(services.values()))
     for service in sorted(silent):
-        share = min(unlisted, max(0, estimates.get(service, 0) - services[service]))
+        share = min(unlisted, max(0, estimate(service) - services[service]))
         services[service] += share
         unlisted -= share
     return Attribution(services=services, strangers_mib=strangers, unlisted_mib=unlisted, guessed=frozenset(silent))

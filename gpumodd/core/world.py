@@ -9,7 +9,7 @@ from typing import Protocol
 from gpumodd.core import fold
 from gpumodd.core.desired import Desired, closure
 from gpumodd.core.facts import Active, DeviceFact
-from gpumodd.core.ledger import Attribution, Budget, limit_of, share
+from gpumodd.core.ledger import Attribution, Budget, limit_of
 from gpumodd.core.operations import Operation
 from gpumodd.core.ops import Command
 from gpumodd.core.phase import Phase, derive
@@ -69,15 +69,16 @@ def held_on(state: State, device: DeviceFact) -> dict[str, int]:
     window = state.windows.get(device.uuid)
     lingering = window.lingering(seen.unlisted_mib) if window is not None and seen is not None else {}
     observed: Mapping[str, int] = seen.services if seen is not None else {}
+    leaving = window.leaving if window is not None else {}
     held: dict[str, int] = {}
-    for service in sorted({*state.tracks, *observed, *lingering}):
+    for service in sorted({*state.tracks, *observed, *leaving}):
         mib = observed.get(service, 0) + lingering.get(service, 0)
+        entry = leaving.get(service)
+        if entry is not None and entry.ended_at is not None and device.at < entry.ended_at:
+            mib = max(mib, entry.held_mib)  # no sample since has shown what became of it
         track = state.tracks.get(service)
-        spec = state.catalog.services.get(service)
-        if track is not None and spec is not None and alive(track):
-            placed = track.devices or ((device.uuid,) if len(state.attribution) == 1 else ())
-            if device.uuid in placed:
-                mib = max(mib, share(spec.vram_mib or 0, len(placed)))
+        if track is not None and alive(track):
+            mib = max(mib, fold.estimate_on(state, service, device))
         if mib:
             held[service] = mib
     return held

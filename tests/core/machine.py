@@ -70,6 +70,7 @@ class Machine:
         self.requests = itertools.count(1)
         self.lingering: list[tuple[float, str, int]] = []
         self.connected = True
+        self.selected: dict[str, tuple[str, ...]] = {}  # the environment files
         self.look_at: float | None = None
         self.sampled: DevicesFact | None = None
         self.saved = ev.Recovered(at=self.at, snapshot=None)
@@ -224,7 +225,10 @@ class Machine:
         self.manager.exit(service, ended=ended, code=code)
 
     def begin_outside(self, service: str) -> None:
-        self.manager.start(service, tuple(sorted(self.devices))[:1], lambda _: None)
+        """As `systemctl start` would: on the devices that were selected last."""
+        spec = self.catalog.services[service]
+        devices = self.selected.get(service) or tuple(sorted(self.devices))[: spec.device_count]
+        self.manager.start(service, devices, lambda _: None)
 
     def disconnect(self) -> None:
         """The bus breaks: how jobs in flight end, nobody will say."""
@@ -410,6 +414,7 @@ class Machine:
         if refusal := self._refusal(effect.service):
             ended("failed", refusal)
         else:
+            self.selected[effect.service] = effect.devices
             self.manager.start(effect.service, effect.devices, ended, self.life)
 
     def _stop(self, effect: fx.StopUnit) -> None:

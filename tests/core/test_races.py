@@ -3,9 +3,9 @@
 import pytest
 
 from gpumodd.core import events as ev
-from gpumodd.core.facts import Answer, ProbeFact
+from gpumodd.core.facts import Answer, Ended, ProbeFact
 from gpumodd.core.operations import State, Verb
-from gpumodd.core.specs import Policy
+from gpumodd.core.specs import OnFailure, Policy
 from tests.core.machine import Behaviour, Machine, catalog, service
 
 
@@ -111,3 +111,112 @@ def test_what_could_not_be_stopped_is_not_killed_later():
     assert "kill a" not in m.log
     assert m.running() == {"a"}
     assert op.done(Verb.STOP) == ()
+
+
+def test_a_stop_that_is_refused_ends_the_operation_and_is_not_tried_for_ever():
+    m = machine(big("a", 1))
+    m.do("start", "a")
+    m.refused_units.add("a")
+    op = m.do("stop", "a")
+    assert (op.state, op.failure.reason.code) == (State.FAILED, "driver_error")
+    assert m.log.count("stop a") == 1
+    assert m.problems() == {"orphan_running"}
+
+
+# -- what belongs to whom -------------------------------------------------------------------------------------
+
+
+def test_a_rollback_keeps_what_somebody_started_meanwhile():
+    m = machine(service("a", 4000), service("b", 4000), service("c", 4000), one=("a",), two=("b",))
+    m.do("switch", "one")
+    m.behaviours["b"] = Behaviour(exit_after_s=2.0, never_ready=True)
+    switch = m.ask("switch", "two")
+    m.run(0.5)
+    assert m.do("start", "c").state is State.SUCCEEDED
+    m.run(10.0)
+    assert m.operation(switch).state is State.ROLLED_BACK
+    assert m.running() == {"a", "c"}
+
+
+def test_a_start_that_fails_leaves_the_mode_alone_whatever_the_policy():
+    for policy in OnFailure:
+        m = machine(service("a", 4000), service("b", 4000), one=("a",), policy=Policy(on_failure=policy))
+        m.do("switch", "one")
+        m.behaviours["b"] = Behaviour(start_result="failed")
+        m.do("start", "b")
+        m.run(10.0)
+        assert m.running() == {"a"}
+        assert m.engine.state.desired.mode == "one"
+
+
+def test_a_rollback_does_not_fight_an_earlier_stop_outside():
+    m = machine(service("a", 4000), service("b", 4000), service("c", 4000), one=("a", "b"), two=("c",))
+    m.do("switch", "one")
+    m.crash("b", ended=Ended.JOB)
+    m.behaviours["c"] = Behaviour(start_result="failed")
+    assert m.do("switch", "two").state is State.ROLLED_BACK
+    m.run(60.0)
+    assert m.running() == {"a"}
+
+
+def test_a_start_does_not_end_what_it_has_no_business_with():
+    m = machine(big("a", 1), big("b", 2))
+    m.begin_outside("a")
+    m.run(2.0)
+    assert m.refused("start", "b").reasons[0].code == "vram_insufficient"
+    assert m.running() == {"a"}
+
+
+def test_a_member_that_crashes_while_it_is_kept_is_waited_for():
+    m = machine(service("a", 4000), service("b", 4000), one=("a",), both=("a", "b"))
+    m.do("switch", "one")
+    m.behaviours["b"] = Behaviour(load_s=0.5)
+    switch = m.ask("switch", "both")
+    m.run(0.1)
+    m.crash("a")
+    m.run(0.6)
+    assert m.operation(switch).state is State.RUNNING
+    m.run(10.0)
+    assert m.operation(switch).state is State.SUCCEEDED
+    assert m.running() == {"a", "b"}
+
+
+def test_a_member_that_a_person_stops_meanwhile_fails_the_switch():
+    m = machine(service("a", 4000), service("b", 4000), one=("a",), both=("a", "b"))
+    m.do("switch", "one")
+    m.behaviours["b"] = Behaviour(load_s=5.0)
+    switch = m.ask("switch", "both")
+    m.run(0.1)
+    m.crash("a", ended=Ended.JOB)
+    m.run(30.0)
+    assert m.operation(switch).failure.reason.code == "stopped_outside"
+    assert m.operation(switch).state is not State.SUCCEEDED
+
+
+# -- repairs --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trouble", ["hung", "save_fails"])
+def test_a_repair_that_has_to_wait_is_no_failure(trouble):
+    m = machine(big("a", 1), one=("a",))
+    m.do("switch", "one")
+    setattr(m, trouble, True)
+    m.touch()
+    m.run(10.0)
+    m.crash("a")
+    m.run(600.0)
+    assert (m.running(), m.engine.state.track("a").gave_up) == (set(), False)
+    setattr(m, trouble, False)
+    m.touch()
+    m.run(60.0)
+    assert m.running() == {"a"}
+
+
+def test_a_pause_after_a_release_is_no_failure_of_a_repair():
+    m = machine(big("a", 1), one=("a",), policy=Policy(quiesce_s=120.0))
+    m.do("switch", "one")
+    m.crash("a")
+    m.run(100.0)
+    assert (m.running(), m.engine.state.track("a").failures) == (set(), 1)
+    m.run(60.0)
+    assert m.running() == {"a"}

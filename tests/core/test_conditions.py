@@ -1,0 +1,155 @@
+"""Conditions: how things stand, what is wrong, and why."""
+
+import pytest
+
+from gpumodd.core import conditions
+from gpumodd.core.facts import Ended
+from gpumodd.core.problems import CODES
+from gpumodd.core.specs import HealthSpec, Policy
+from tests.core.machine import Behaviour, Machine, catalog, service
+
+
+def machine(**policy) -> Machine:
+    health = HealthSpec(failures=2, recoveries=1)
+    specs = service("a", 9000, health=health, startup_timeout_s=5.0), service("b", 9000), service("c", 9000)
+    m = Machine(catalog(*specs, policy=Policy(**policy), one=("a",), two=("a", "b"))).boot()
+    m.do("switch", "one")
+    return m
+
+
+def test_everything_desired_is_ready_and_nothing_else_runs():
+    m = machine()
+    assert (m.standing(), m.problems()) == ("converged", set())
+
+
+def test_an_operation_under_way():
+    m = machine()
+    m.ask("switch", "two")
+    m.run(0.1)
+    assert m.standing() == "switching"
+
+
+def test_past_failures_and_foreign_memory_do_not_prevent_converged():
+    m = machine()
+    m.behaviours["b"] = Behaviour(exit_after_s=0.1)
+    m.do("start", "b")
+    m.foreign["GPU-0"] = 5000
+    m.touch()
+    m.run(5.0)
+    assert m.standing() == "converged"
+
+
+def test_what_only_the_outside_can_unblock():
+    m = machine()
+    m.crash("a")
+    m.run(0.2)  # its own memory is back
+    m.foreign["GPU-0"] = 20000
+    m.touch()
+    m.run(60.0)
+    assert (m.standing(), m.problems() >= {"vram_insufficient"}) == ("blocked", True)
+    m.foreign.clear()
+    m.touch()
+    m.run(30.0)
+    assert m.standing() == "converged"
+
+
+def test_an_absent_manager_blocks():
+    m = machine()
+    m.disconnect()
+    m.run(1.0)
+    assert (m.standing(), m.problems()) == ("blocked", {"units_unreachable"})
+
+
+def stopped_outside(m):
+    m.crash("a", ended=Ended.JOB)
+
+
+def crashed(m):
+    m.crash("a")
+
+
+def unhealthy(m):
+    m.manager.alive("a").sick = True
+    m.touch()
+
+
+def orphan(m):
+    m.begin_outside("c")
+
+
+def overcommitted(m):
+    m.strangers["GPU-0"] = 20000
+    m.touch()
+
+
+def lost(m):
+    m.lost.add("GPU-0")
+    m.touch()
+
+
+def hung(m):
+    m.hung = True
+    m.touch()
+
+
+def silent(m):
+    m.silent = True
+    m.touch()
+
+
+def unwritable(m):
+    m.save_fails = True
+    m.ask("switch", "two")
+
+
+@pytest.mark.parametrize(
+    ("happens", "code"),
+    [
+        (stopped_outside, "stopped_outside"),
+        (crashed, "unit_failed"),
+        (unhealthy, "unhealthy"),
+        (orphan, "orphan_running"),
+        (overcommitted, "overcommitted"),
+        (lost, "device_lost"),
+        (hung, "devices_unreadable"),
+        (silent, "process_memory_unknown"),
+        (unwritable, "state_unwritable"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_each_condition_has_a_code_a_message_and_a_hint(happens, code):
+    m = machine(drift="report")
+    happens(m)
+    m.run(10.0)
+    found = [p for p in conditions.problems(m.engine.state) if p.code == code]
+    assert found
+    assert all(p.message and p.hint and p.code in CODES for p in found)
+
+
+def test_more_than_declared_is_said_with_the_figure_to_declare():
+    m = machine()
+    m.behaviours["b"] = Behaviour(takes_mib=12000)
+    m.do("start", "b")
+    m.run(2.0)
+    problem = next(p for p in conditions.problems(m.engine.state) if p.code == "vram_above_declared")
+    assert problem.details == {"peak_mib": 12000, "declared_mib": 9000}
+
+
+def test_a_desired_service_that_nothing_starts_is_named():
+    m = machine(drift="report", release_timeout_s=2.0)
+    m.hung = True  # the release of `a` cannot be seen, so the switch fails, and no room is known to go back to
+    op = m.do("switch", "blank")
+    m.hung = False
+    m.touch()
+    m.run(5.0)
+    assert (str(op.state), m.standing(), m.problems()) == ("failed", "degraded", {"not_running"})
+
+
+def test_a_service_explains_itself():
+    m = machine()
+    why, changes = conditions.explain(m.engine.state, "a")
+    assert why == "it runs and answers; it is wanted by mode one"
+    assert "a switch to a mode without it ends it" in changes
+    why, changes = conditions.explain(m.engine.state, "b")
+    assert why == "no process of it runs; nothing asks for it"
+    assert "`gpumodctl switch two` starts it with its mode" in changes
