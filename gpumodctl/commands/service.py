@@ -46,6 +46,7 @@ def show(invocation: Invocation, id: str) -> None:
             ("Aliases", shown.aliases or None),
             ("Depends on", shown.depends_on or None),
             ("In the mode", "yes" if shown.mode_member else "no"),
+            ("Loads in", None if shown.load_s is None else f"{shown.load_s:.1f} s"),
             *_state(shown),
         ]
     )

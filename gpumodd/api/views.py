@@ -149,6 +149,7 @@ class Views:
         track = state.tracks.get(service) or Track(since=state.started_at)
         phase = world.phase_of(state, service)
         mode = next((c.services for c in state.desired.claims if c.kind == "mode"), ())
+        costs = state.costs_of(service)
         observed = [seen.services[service] for seen in state.attribution.values() if service in seen.services]
         return t.Service(
             id=service,
@@ -166,6 +167,9 @@ class Views:
             vram_mib=spec.vram_mib,
             vram_source=spec.vram_source.value if spec.vram_mib is not None else None,
             vram_observed_mib=sum(observed) if observed else None,
+            load_s=costs.load_s,
+            stop_s=costs.stop_s,
+            release_s=costs.release_s,
             sleep_level=None,
             since=self.time(track.since),
             problem=self.problem(problem) if problem is not None else None,

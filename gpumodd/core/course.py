@@ -114,6 +114,7 @@ class Course:
         track.devices = proposed.placements.get(step.service, ())
         track.fingerprint = spec.fingerprint
         track.started_at, track.stop_asked_at, track.killed_at = state.at, None, None
+        track.loading_from = state.at
         track.run_expected, track.judged = True, False
         track.failure = track.failed_at = track.backoff_until = None
         track.start_effect = self._outbox.number()

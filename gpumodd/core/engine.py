@@ -80,6 +80,7 @@ class Engine:
                 return fold.devices(state, event.fact) or self._course.awaits_sample
             case ev.CatalogLoaded():
                 state.catalog = event.catalog
+                state.costs = {s: known for s, known in state.costs.items() if s in event.catalog.services}
             case ev.UnitStarted():
                 self._start_ended(event)
             case ev.UnitStopped():

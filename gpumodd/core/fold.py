@@ -5,6 +5,7 @@ It decides nothing; the engine plans on what stands here afterwards.
 """
 
 from gpumodd.core import ops
+from gpumodd.core.costs import Costs
 from gpumodd.core.facts import Active, Answer, DeviceFact, DevicesFact, Ended, ProbeFact, UnitFact
 from gpumodd.core.ledger import Leaving, ReleaseWindow, attribute, share
 from gpumodd.core.phase import Health
@@ -68,7 +69,7 @@ def _run_began(state: State, track: Track, fact: UnitFact) -> None:
     track.ready_at = track.active_at = None
     expected, track.run_expected = track.run_expected, False
     if not expected:
-        track.stop_asked_at, track.judged = None, False
+        track.stop_asked_at, track.judged, track.loading_from = None, False, None
         track.started_at = fact.since if fact.since is not None else fact.at
         if not fact.gone:
             track.tell(fact.at, "found running" if state.observing else "started outside gpumodd")
@@ -76,9 +77,9 @@ def _run_began(state: State, track: Track, fact: UnitFact) -> None:
 
 def _run_ended(state: State, service: str, track: Track, fact: UnitFact | None) -> None:
     at = state.at
-    ended_ours = track.stop_asked_at is not None
     mark_ended(state, service, at)
-    if ended_ours:
+    if track.stop_asked_at is not None:
+        _measured(state, service, state.costs_of(service).stopped(at - track.stop_asked_at))
         track.tell(at, "ended as asked")
     elif fact is not None and fact.ended is Ended.JOB:
         if service in state.desired.services(state.catalog.services):
@@ -182,13 +183,26 @@ def probe(state: State, fact: ProbeFact) -> bool:
     before = track.health
     match before:
         case Health.LOADING if good:
-            track.health = Health.READY
-            track.ready_at, track.judged = state.at, False
+            track.health, track.judged = Health.READY, False
+            became_ready(state, fact.service, track)
         case Health.READY if track.probe.bad >= spec.health.failures:
             track.health = Health.DEGRADED
         case Health.DEGRADED if track.probe.good >= spec.health.recoveries:
             track.health = Health.READY
     return track.health is not before
+
+
+def became_ready(state: State, service: str, track: Track) -> None:
+    """Its run serves for the first time."""
+    track.ready_at = state.at
+    if track.loading_from is not None:
+        _measured(state, service, state.costs_of(service).loaded(state.at - track.loading_from))
+        track.loading_from = None
+
+
+def _measured(state: State, service: str, costs: Costs) -> None:
+    if service in state.catalog.services:  # what nothing configures will not come again
+        state.costs[service] = costs
 
 
 # -- devices --------------------------------------------------------------------------------------------------
@@ -249,17 +263,25 @@ def _device(state: State, device: DeviceFact) -> bool:
         _still_leaving(state.tracks[service], service, window, listed=service in now.services)
     # A lost device shows its last figures for ever, and nothing is started on it: when it is back, what its processes
     # held then is on its way back, and verified like any other.
+    ends = {s: entry.ended_at for s, entry in window.leaving.items()}
     released = window.waive() if device.lost else window.settle(now.unlisted_mib, now.pids_of, device.at)
     late = window.give_up(now.unlisted_mib, state.at - state.catalog.policy.release_timeout_s)
     for service in released:
         state.quiesce_from = state.at
         if service in state.tracks:
-            state.track(service).tell(state.at, "its memory is back")
+            _memory_back(state, service, None if device.lost else ends[service])
     for service in late:
         _not_released(state, service, device)
     if not window.leaving:
         del state.windows[device.uuid]
     return bool(released or late)
+
+
+def _memory_back(state: State, service: str, ended_at: float | None) -> None:
+    """A device has its memory back, verified if it is known when its last process ended."""
+    state.track(service).tell(state.at, "its memory is back")
+    if ended_at is not None and not releasing(state, service):  # on several devices the last one counts
+        _measured(state, service, state.costs_of(service).released(state.at - ended_at))
 
 
 def _not_released(state: State, service: str, device: DeviceFact) -> None:

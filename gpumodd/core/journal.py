@@ -7,7 +7,7 @@ that a crash would forget.
 from dataclasses import replace
 
 from gpumodd.core import effects as fx
-from gpumodd.core import outcomes, world
+from gpumodd.core import fold, outcomes, world
 from gpumodd.core.operations import Operation
 from gpumodd.core.outbox import Outbox
 from gpumodd.core.phase import Phase
@@ -74,7 +74,7 @@ class Journal:
             track.since = self._state.at
             track.tell(self._state.at, f"{before} → {phase}")
             if phase is Phase.READY and track.ready_at is None:
-                track.ready_at = self._state.at
+                fold.became_ready(self._state, service, track)
             change = fx.PhaseChanged(service=service, before=before.value, now=phase.value)
             self._outbox.emit(fx.Announce(change=change))
 

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from gpumodd.core.costs import UNKNOWN, Costs
 from gpumodd.core.desired import Desired
 from gpumodd.core.facts import DevicesFact, HostFact, ProbeFact, UnitFact
 from gpumodd.core.ledger import Attribution, ReleaseWindow
@@ -33,6 +34,7 @@ class Snapshot:
     stopped_outside: tuple[str, ...] = ()
     baselines: Mapping[str, int] = field(default_factory=dict)  # unlisted MiB per device that is not ours
     releasing: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # device -> service -> MiB
+    costs: Mapping[str, Costs] = field(default_factory=dict)  # what loads, stops and releases took, by service
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +63,7 @@ class Track:
     invocation: str = ""  # the run that `health` speaks of
     run_expected: bool = False  # a start was asked for, and the run it leads to has not been seen yet
     started_at: float | None = None  # when this run was asked for or first seen
+    loading_from: float | None = None  # when we gave its start command, until what it takes to load is measured
     stop_asked_at: float | None = None
     active_at: float | None = None  # when this run was first seen active
     ready_at: float | None = None
@@ -103,6 +106,7 @@ class State:
     windows: dict[str, ReleaseWindow] = field(default_factory=dict)
     baselines: dict[str, int] = field(default_factory=dict)  # of the last daemon, until the first sample
     host: HostFact | None = None
+    costs: dict[str, Costs] = field(default_factory=dict)
     operations: dict[str, Operation] = field(default_factory=dict)  # newest last, bounded
     next_operation: int = 1
     next_effect: int = 1
@@ -116,6 +120,10 @@ class State:
             self.tracks[service] = Track(since=self.at)
         return self.tracks[service]
 
+    def costs_of(self, service: str) -> Costs:
+        """What loading, stopping and releasing it took so far."""
+        return self.costs.get(service, UNKNOWN)
+
     def active_operations(self) -> list[Operation]:
         """Operations that have not ended, oldest first."""
         return [op for op in self.operations.values() if op.state.open]
@@ -128,6 +136,7 @@ class State:
         """Take over what survived the last daemon; what it says of memory holds on the same boot only."""
         self.desired, self.reached_mode = kept.desired, kept.reached_mode
         self.next_operation = max(self.next_operation, kept.next_operation)
+        self.costs = dict(kept.costs)
         for service in sorted({*kept.gave_up, *kept.stopped_outside, *kept.placements, *kept.fingerprints}):
             track = self.track(service)
             track.gave_up = service in kept.gave_up
@@ -157,4 +166,5 @@ class State:
                 for uuid, window in sorted(self.windows.items())
                 if window.leaving
             },
+            costs=dict(sorted(self.costs.items())),
         )

@@ -84,6 +84,8 @@ class Service(Struct, kw_only=True):
     `releasing` one that is gone while its memory is not back. `vram_mib` is what is reserved for it and
     `vram_source` where that figure comes from; `vram_observed_mib` is what its processes hold now.
     `mode_member` tells whether the mode last asked for names it. `devices` are the UUIDs it is placed on.
+    `load_s` (start command to ready), `stop_s` (stop command to gone) and `release_s` (gone to memory back) are what
+    its last few runs took, null before the first.
     """
 
     id: str
@@ -101,6 +103,9 @@ class Service(Struct, kw_only=True):
     vram_mib: int | None = None
     vram_source: VramSource | None = None
     vram_observed_mib: int | None = None
+    load_s: float | None = None
+    stop_s: float | None = None
+    release_s: float | None = None
     sleep_level: str | None = None
     since: str | None = None
     problem: Problem | None = None

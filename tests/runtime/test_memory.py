@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gpumodd.adapters.sqlite import SqliteStore
+from gpumodd.core.costs import Costs
 from gpumodd.core.desired import Claim, Desired
 from gpumodd.core.operations import Failure, Kind, Operation, State, Step, StepState, Verb
 from gpumodd.core.problems import Reason
@@ -22,6 +23,7 @@ SNAPSHOT = Snapshot(
     placements={"a": ("GPU-0", "GPU-1")},
     gave_up=("c",),
     baselines={"GPU-0": 300},
+    costs={"a": Costs(loads=(12.5, 11.0), stops=(0.25,))},
 )
 OPERATION = Operation(
     id="7",
@@ -83,3 +85,12 @@ async def test_nothing_is_remembered_at_first(tmp_path: Path):
     async with remembered(tmp_path, ManualClock()) as memory:
         recovered = await memory.recall()
     assert (recovered.snapshot, recovered.operations) == (None, ())
+
+
+async def test_a_state_file_from_before_a_field_existed_is_read(tmp_path: Path):
+    store = await SqliteStore.open(tmp_path / "state.db")
+    await store.save(b'{"format": 1, "boot_id": "b", "epoch": 0.0, "snapshot": {"next_operation": 3}}', [])
+    await store.close()
+    async with remembered(tmp_path, ManualClock()) as memory:
+        recovered = await memory.recall()
+    assert recovered.snapshot == Snapshot(next_operation=3)

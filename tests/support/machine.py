@@ -23,6 +23,9 @@ SERVICES = [
         vram_mib=5000,
         vram_source="declared",
         vram_observed_mib=4900,
+        load_s=12.25,
+        stop_s=0.5,
+        release_s=1.125,
         since="2026-01-02T03:04:05Z",
     ),
     t.Service(
