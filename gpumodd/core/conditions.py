@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from gpumodd.core import world
+from gpumodd.core import outcomes, world
 from gpumodd.core.desired import dependents
 from gpumodd.core.facts import Answer, DeviceFact
 from gpumodd.core.ledger import Budget
@@ -68,17 +68,7 @@ def _of_missing(state: State, desired: frozenset[str], explained: set[str | None
             message=f"{service} is wanted and does not run",
             hint=f"`gpumodctl service start {service}` or a switch to the same mode starts it",
         )
-        found.append(
-            Problem(
-                code=reason.code,
-                message=reason.message,
-                hint=reason.hint,
-                since=since,
-                service=service,
-                device=reason.device,
-                details=reason.details,
-            )
-        )
+        found.append(_problem(reason, since=since, service=service))
     return found
 
 
@@ -173,58 +163,94 @@ def _of_device(state: State, device: DeviceFact, budget: Budget | None) -> list[
 
 def of_service(state: State, service: str, track: Track, *, desired: bool) -> list[Problem]:
     """What is wrong with one service."""
-    spec = state.catalog.services.get(service)
+    since = track.failed_at if track.failed_at is not None else track.since
+    reasons = _of_run(state, service, track, desired=desired)
+    found = [_problem(reason, since=since, service=service) for reason in reasons]
+    reasons = _of_definition(service, track, state.catalog.services.get(service), world.phase_of(state, service))
+    return found + [_problem(reason, since=track.since, service=service) for reason in reasons]
+
+
+def _problem(reason: Reason, *, since: float, service: str) -> Problem:
+    return Problem(
+        code=reason.code,
+        message=reason.message,
+        hint=reason.hint,
+        since=since,
+        service=service,
+        device=reason.device,
+        details=reason.details,
+    )
+
+
+def _of_run(state: State, service: str, track: Track, *, desired: bool) -> list[Reason]:
     phase = world.phase_of(state, service)
-    found: list[Problem] = []
-
-    def add(code: str, message: str, hint: str, **details: object) -> None:
-        since = track.failed_at if track.failed_at is not None else track.since
-        found.append(Problem(code=code, message=message, hint=hint, since=since, service=service, details=details))
-
-    if track.failure is not None:
-        reason = track.failure
-        add(reason.code, reason.message, reason.hint, **reason.details)
+    spec, probe = state.catalog.services.get(service), track.probe
+    found: list[Reason] = [track.failure] if track.failure is not None else []
     if track.gave_up:
-        hint = f"see `gpumodctl service logs {service}`; a switch or `gpumodctl service start {service}` tries again"
-        add("gave_up", f"{service} failed {max(1, track.failures)} times and is left alone", hint)
+        found.append(
+            Reason(
+                code="gave_up",
+                message=f"{service} failed {max(1, track.failures)} times and is left alone",
+                hint=(
+                    f"see `gpumodctl service logs {service}`; a switch or `gpumodctl service start {service}` tries"
+                    " again"
+                ),
+            )
+        )
     if track.stopped_outside and desired:
-        hint = f"`gpumodctl service start {service}` or a switch starts it again"
-        add("stopped_outside", f"{service} was stopped without gpumodd and is left alone", hint)
+        found.append(
+            Reason(
+                code="stopped_outside",
+                message=f"{service} was stopped without gpumodd and is left alone",
+                hint=f"`gpumodctl service start {service}` or a switch starts it again",
+            )
+        )
     if phase not in AT_REST and not desired and not _leaving(state, service):
-        hint = f"`gpumodctl service stop {service}` or a switch ends it"
-        add("orphan_running", f"{service} runs although nothing asked for it", hint)
-    if phase is Phase.DEGRADED and track.probe is not None:
-        hint = f"see `gpumodctl service logs {service}`; a switch to the same mode restarts it"
-        add("unhealthy", f"{service} answers its health probe badly: {track.probe.answer}", hint)
-    if track.probe is not None and track.probe.answer is Answer.STRANGER and phase is Phase.LOADING and spec:
-        hint = "end that program, or give the service another port"
-        add("port_conflict", f"a stranger answers on port {spec.port} of {service}", hint, port=spec.port)
-    found += _of_definition(service, track, spec, phase)
+        found.append(
+            Reason(
+                code="orphan_running",
+                message=f"{service} runs although nothing asked for it",
+                hint=f"`gpumodctl service stop {service}` or a switch ends it",
+            )
+        )
+    if phase is Phase.DEGRADED and probe is not None:
+        found.append(
+            Reason(
+                code="unhealthy",
+                message=f"{service} answers its health probe badly: {outcomes.answered(probe)}",
+                hint=f"see `gpumodctl service logs {service}`; a switch to the same mode restarts it",
+            )
+        )
+    if probe is not None and probe.answer is Answer.STRANGER and phase is Phase.LOADING and spec is not None:
+        found.append(
+            Reason(
+                code="port_conflict",
+                message=f"a stranger answers on port {spec.port} of {service}",
+                hint=f"end that program, or change `port:` in services/{service}.yaml",
+                details={"port": spec.port},
+            )
+        )
     return found
 
 
-def _of_definition(service: str, track: Track, spec: ServiceSpec | None, phase: Phase) -> list[Problem]:
-    found: list[Problem] = []
+def _of_definition(service: str, track: Track, spec: ServiceSpec | None, phase: Phase) -> list[Reason]:
+    found: list[Reason] = []
     running = phase in (Phase.LOADING, Phase.READY, Phase.DEGRADED)
     if spec is not None and running and track.fingerprint and track.fingerprint != spec.fingerprint:
         found.append(
-            Problem(
+            Reason(
                 code="definition_changed",
                 message=f"{service} still runs with the configuration it was started with",
                 hint=f"`gpumodctl service restart {service}` takes the new one over",
-                since=track.since,
-                service=service,
             )
         )
     declared = spec.vram_mib if spec is not None else None
     if declared and running and track.peak_mib > declared * 1.1 + 64:
         found.append(
-            Problem(
+            Reason(
                 code="vram_above_declared",
                 message=f"{service} was seen to hold {track.peak_mib} MiB, {declared} MiB are declared",
                 hint=f"set `vram_mib: {track.peak_mib}` in services/{service}.yaml",
-                since=track.since,
-                service=service,
                 details={"peak_mib": track.peak_mib, "declared_mib": declared},
             )
         )

@@ -7,7 +7,7 @@ from gpumodd.core import world
 from gpumodd.core.desired import Claim, Desired, undone
 from gpumodd.core.effects import Announce, Effect, OperationChanged, StepChanged
 from gpumodd.core.events import UnitStarted, UnitStopped
-from gpumodd.core.facts import Answer
+from gpumodd.core.facts import Answer, ProbeFact
 from gpumodd.core.operations import Kind, Operation, PlannedStep, State, Verb
 from gpumodd.core.plans import Plan
 from gpumodd.core.problems import Reason
@@ -53,14 +53,12 @@ def not_ready(state: EngineState, service: str, track: Track) -> Reason:
     """The startup timeout passed; the last answer of the probe says how far it got."""
     spec = state.catalog.services[service]
     probe = track.probe
-    seen = "its health was never asked" if probe is None else f"last answer: {probe.answer}"
-    if probe is not None and probe.status is not None:
-        seen += f" ({probe.status})"
+    seen = "its health was never asked" if probe is None else f"last answer: {answered(probe)}"
     if probe is not None and probe.answer is Answer.STRANGER:
         return Reason(
             code="port_conflict",
             message=f"{service} was not ready in {spec.startup_timeout_s:g} s: a stranger answers on port {spec.port}",
-            hint="end that program, or give the service another port",
+            hint=f"end that program, or change `port:` in services/{service}.yaml",
             service=service,
             details={"port": spec.port, "startup_timeout_s": spec.startup_timeout_s},
         )
@@ -75,6 +73,11 @@ def not_ready(state: EngineState, service: str, track: Track) -> Reason:
             "status": probe.status if probe is not None else None,
         },
     )
+
+
+def answered(probe: ProbeFact) -> str:
+    """What a probe met, in words."""
+    return str(probe.answer) + (f" ({probe.status})" if probe.status is not None else "")
 
 
 def unsaved(why: str) -> Reason:

@@ -268,6 +268,7 @@ class TestDrivers:
             "services/s.yaml:2:9: driver: the driver docker is not built yet in this version"
             " (use exec to start it yourself)"
         ]
+        assert [p.code for p in tree.load().errors] == ["driver_unknown"]
 
     def test_an_unknown_driver_is_told_beside_other_problems(self, tree):
         assert len(tree.service("s", driver="vlm", port="x").errors()) == 2
@@ -319,6 +320,7 @@ class TestDrivers:
             'services/a.yaml:2:9: driver: warning: cannot find the program "vllm": a, b cannot start'
             " (install it, or set drivers.vllm.command in gpumodd.yaml)"
         ]
+        assert [p.code for p in tree.load().warnings] == ["program_missing"]
         assert tree.load().errors == ()
 
     def test_the_sections_of_other_packages_drivers(self, tree):
@@ -332,7 +334,7 @@ class TestDrivers:
         assert [p.text() for p in loaded.errors] == [
             'gpumodd.yaml:1:50: drivers.other: unknown key "other" (known: docker, fastapi, llamacpp, vllm)'
         ]
-        assert "cannot load driver 'x'" in [p.message for p in loaded.warnings]
+        assert ("driver_unavailable", "cannot load driver 'x'") in [(p.code, p.message) for p in loaded.warnings]
         assert loaded.unit_files["s"].argv[:3] == ("mine", "80", "m")
         assert loaded.device_env("s", ("GPU-a",)) == {"CUDA_VISIBLE_DEVICES": "GPU-a"}
 

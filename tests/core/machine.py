@@ -55,6 +55,7 @@ class Machine:
     hung: bool = False  # the driver does not answer: the last sample is all there is
     lost: set[str] = field(default_factory=set)  # devices that cannot be used
     taken_ports: set[str] = field(default_factory=set)  # services whose port a stranger holds
+    answered_by_strangers: set[str] = field(default_factory=set)  # services in whose place another program answers
     refused_units: set[str] = field(default_factory=set)  # services whose unit the manager does not let us touch
     unit_lag_s: float = 0.0
     job_lag_s: float = 0.0
@@ -310,6 +311,8 @@ class Machine:
             process = self.manager.alive(service)
             if process is None:
                 answer = Answer.REFUSED
+            elif service in self.answered_by_strangers:
+                answer = Answer.STRANGER
             elif self.at < process.ready_at:
                 answer = Answer.LOADING
             else:

@@ -1,9 +1,13 @@
 """Conditions: how things stand, what is wrong, and why."""
 
+from dataclasses import replace
+
 import pytest
 
 from gpumodd.core import conditions
-from gpumodd.core.facts import Ended
+from gpumodd.core import events as ev
+from gpumodd.core.facts import DevicesFact, Ended
+from gpumodd.core.fold import GIVE_UP_AFTER
 from gpumodd.core.problems import CODES
 from gpumodd.core.specs import HealthSpec, Policy
 from tests.core.machine import Behaviour, Machine, catalog, service
@@ -97,6 +101,39 @@ def silent(m):
     m.touch()
 
 
+def without_driver(m):
+    fact = DevicesFact(at=m.at, backend="none", error="no NVIDIA driver was found")
+    m.sample = lambda: ev.DevicesSampled(at=m.at, fact=replace(fact, at=m.at))
+    m.touch()
+
+
+def reconfigured(m):
+    newer = replace(m.catalog.services["a"], fingerprint="newer")
+    m.engine.state.track("a").fingerprint = "older"
+    m.feed(ev.CatalogLoaded(at=m.at, catalog=replace(m.catalog, services={**m.catalog.services, "a": newer})))
+
+
+def answered_by_a_stranger(m):
+    m.answered_by_strangers.add("b")
+    m.ask("switch", "two")
+    m.run(2.0)
+
+
+def surviving_sigkill(m):
+    m.behaviours["a"] = Behaviour(unkillable_s=3600)
+    m.crash("a", code=9)
+    m.ask("switch", "one")
+    m.run(5.0)
+    m.ask("switch", "blank")
+    m.run(60.0)
+
+
+def failing_for_ever(m):
+    m.behaviours["a"] = Behaviour(exit_after_s=0.1)
+    m.crash("a")
+    m.run(600.0)
+
+
 def unwritable(m):
     m.save_fails = True
     m.ask("switch", "two")
@@ -114,6 +151,10 @@ def unwritable(m):
         (hung, "devices_unreadable"),
         (silent, "process_memory_unknown"),
         (unwritable, "state_unwritable"),
+        (without_driver, "no_devices"),
+        (reconfigured, "definition_changed"),
+        (answered_by_a_stranger, "port_conflict"),
+        (surviving_sigkill, "stop_failed"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -124,6 +165,17 @@ def test_each_condition_has_a_code_a_message_and_a_hint(happens, code):
     found = [p for p in conditions.problems(m.engine.state) if p.code == code]
     assert found
     assert all(p.message and p.hint and p.code in CODES for p in found)
+
+
+def test_what_fails_again_and_again_is_left_alone_and_that_is_said():
+    m = machine()
+    failing_for_ever(m)
+    problems = {p.code: p for p in conditions.problems(m.engine.state)}
+    assert problems["gave_up"].message == f"a failed {GIVE_UP_AFTER} times and is left alone"
+    assert m.phase("a") == "failed"
+    del m.behaviours["a"]
+    m.do("start", "a")
+    assert (m.phase("a"), m.problems()) == ("ready", set())
 
 
 def test_more_than_declared_is_said_with_the_figure_to_declare():

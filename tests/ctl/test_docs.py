@@ -1,4 +1,4 @@
-"""docs/rpc.md and docs/cli.md say what the code says."""
+"""docs/rpc.md, docs/cli.md and docs/problems.md say what the code says."""
 
 import pytest
 

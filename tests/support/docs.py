@@ -1,4 +1,6 @@
-"""Writes docs/rpc.md from the method table and docs/cli.md from the commands: `python -m tests.support.docs --write`.
+"""Writes docs/rpc.md from the method table, docs/cli.md from the commands, docs/problems.md from the registry of codes.
+
+`python -m tests.support.docs --write`
 
 A test fails when what is written differs from what would be.
 """
@@ -16,6 +18,7 @@ import msgspec
 from gpumodctl.cli import cli
 from gpumodctl.invocation import Invocation
 from gpumodd.cli import main as daemon
+from gpumodd.core.problems import SECTIONS, Code, Section
 from gpumodd.wire import types as t
 from gpumodd.wire.codec import LINE_LIMIT
 from gpumodd.wire.envelope import BATCH_LIMIT
@@ -116,6 +119,24 @@ The daemon, and what works without it. What goes wrong is told on stderr, what w
 """
 
 
+PROBLEMS_INTRO = """# Problems, by code
+
+Every refusal, every failed operation and every condition that `gpumodctl status` shows has a code. The message that
+comes with it names the case at hand, with numbers, and a hint; here is what each code means in general, what follows
+from it, and what to do. ID stands for a service.
+
+Where to look first:
+
+```sh
+gpumodctl status                      # who holds the memory, what is wrong, and the next command to type
+gpumodctl service explain ID          # why a service is as it is, what would change that, what happened to it
+gpumodctl service logs ID             # what it said itself
+gpumodctl operation show ID           # what an operation did, step by step, and why
+gpumodctl simulate MODE               # would it fit, and if not, why
+```
+"""
+
+
 def rpc() -> str:
     """docs/rpc.md."""
     parts = [REGENERATE + RPC_INTRO, "## Methods\n"]
@@ -137,6 +158,23 @@ def command_line() -> str:
     """docs/cli.md: what `--help` says of every command."""
     parts = [REGENERATE + CLI_INTRO, *_helps(cli, "gpumodctl"), DAEMON_INTRO, *_helps(daemon, "gpumodd")]
     return "\n".join(parts)
+
+
+def problems() -> str:
+    """docs/problems.md: what each code means."""
+    index = [f"[{section.title}](#{section.title.lower()})" for section in SECTIONS]
+    parts = [REGENERATE + PROBLEMS_INTRO, " · ".join(index) + "\n", *map(_section, SECTIONS)]
+    return "\n".join(parts)
+
+
+def _section(section: Section) -> str:
+    entries = [_code(code, about) for code, about in sorted(section.codes.items())]
+    return "\n".join([f"## {section.title}\n", f"{section.about}\n", *entries])
+
+
+def _code(code: str, about: Code) -> str:
+    told = " ".join(words for words in (about.meaning, about.follows) if words)
+    return f"### {code}\n\n{told}\n\n**What to do:** {about.fix}\n"
 
 
 def _helps(program: click.Command, name: str) -> Iterator[str]:
@@ -232,7 +270,7 @@ def _default(field: Any) -> str:
     return f"`{msgspec.json.encode(value).decode()}`"
 
 
-PAGES = {"rpc.md": rpc, "cli.md": command_line}
+PAGES = {"rpc.md": rpc, "cli.md": command_line, "problems.md": problems}
 
 
 def main() -> None:
