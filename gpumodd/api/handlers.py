@@ -170,7 +170,7 @@ class _Desk:
         removed = {self.service_id(r) for r in params.remove}
         wanted = tuple(s for s in members if s not in removed and s in state.catalog.services)
         intent = requests.for_services(state, params.id or "simulation", wanted)
-        services = sorted(intent.wish(state.desired).services(state.catalog.services))
+        services = sorted(intent.wish(state.desired, state.catalog).services(state.catalog.services))
         facts = await self._daemon.inspector.inspect(0, tuple(services))
         proposed, blocked = self._loop.engine.simulate(intent, facts)
         order = [*wanted, *(s for s in services if s not in wanted)]

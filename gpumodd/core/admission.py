@@ -1,6 +1,6 @@
 """Admission: from what somebody asks, or the engine's own wish to repair, to an operation or a refusal.
 
-Owns the intents whose facts are still being gathered. Nothing is in force before `inspected` says so.
+Owns what becomes of an intent. Nothing is in force before its facts are in and speak for it.
 """
 
 from dataclasses import replace
@@ -10,11 +10,12 @@ from gpumodd.core import events as ev
 from gpumodd.core import fold, outcomes, requests, world
 from gpumodd.core.course import Course
 from gpumodd.core.desired import Desired, closure, undone
+from gpumodd.core.facts import InspectFact
+from gpumodd.core.intents import Intent
 from gpumodd.core.operations import Kind, Operation, State, Step, StepState, Verb
 from gpumodd.core.outbox import Outbox
 from gpumodd.core.plans import Plan
 from gpumodd.core.problems import Reason
-from gpumodd.core.requests import Intent
 from gpumodd.core.state import State as EngineState
 
 
@@ -25,12 +26,6 @@ class Admission:
         self._state = state
         self._outbox = outbox
         self._course = course
-        self._intents: dict[int, Intent] = {}  # by the effect that gathers their facts, oldest first
-        self._facts: dict[int, ev.Inspected] = {}  # of intents that wait for an older one
-
-    def on_trial(self) -> list[Intent]:
-        """The intents that are not judged yet, oldest first."""
-        return list(self._intents.values())
 
     def requested(self, event: ev.SwitchRequested | ev.ServiceRequested) -> None:
         """Somebody asks: join what already leads there, or put the wish on trial."""
@@ -47,12 +42,12 @@ class Admission:
 
     def _joins(self, event: ev.SwitchRequested) -> bool:
         """Does the newest switch, on trial or under way, lead there anyway?"""
-        trials = [i for i in self._intents.values() if i.kind is Kind.SWITCH]
+        trials = [effect for effect, intent in self._state.intents.items() if intent.kind is Kind.SWITCH]
         if trials:
-            newest = trials[-1]
+            newest = self._state.intents[trials[-1]]
             same = (newest.target, newest.force, newest.quiesce) == (event.mode, event.force, event.quiesce)
             if same:
-                newest.requests.append(event.request)
+                self._state.intents[trials[-1]] = replace(newest, requests=(*newest.requests, event.request))
             return same
         for op in self._state.active_operations():
             if op.kind is Kind.SWITCH and op.target == event.mode and op.returning is None:
@@ -62,28 +57,29 @@ class Admission:
 
     def inspect(self, intent: Intent) -> None:
         """Gather the facts an intent is judged on."""
-        wanted = intent.wish(self._state.desired).services(self._state.catalog.services)
+        wanted = intent.wish(self._state.desired, self._state.catalog).services(self._state.catalog.services)
         effect = self._outbox.number()
-        self._intents[effect] = intent
+        self._state.intents[effect] = intent
         self._outbox.emit(fx.Inspect(id=effect, services=tuple(s for s in sorted(wanted) if intent.covers(s))))
 
     def inspected(self, event: ev.Inspected) -> None:
         """The facts are in."""
         self._state.host = event.host or self._state.host
         fold.devices(self._state, event.devices)
-        if event.effect in self._intents:
-            self._intents[event.effect].facts = event
+        intents = self._state.intents
+        if event.effect in intents:
+            intents[event.effect] = replace(intents[event.effect], facts=event.services)
         self.judge()
 
     def judge(self) -> None:
         """Decide what is on trial in the order it was asked, however fast its facts came: the newest wish must win."""
-        for effect, intent in list(self._intents.items()):
+        for effect, intent in list(self._state.intents.items()):
             if intent.facts is None or self._state.observing:
                 return
-            del self._intents[effect]
+            del self._state.intents[effect]
             self._decide(intent, intent.facts)
 
-    def _decide(self, intent: Intent, facts: ev.Inspected) -> None:
+    def _decide(self, intent: Intent, facts: tuple[InspectFact, ...]) -> None:
         """Refuse, or begin."""
         wish, proposed = requests.plan_of(self._state, intent)
         if not intent.requests and not requests.starts_of(intent, proposed):
@@ -187,7 +183,6 @@ class Admission:
             Intent(
                 kind=kind,
                 target=target,
-                wish=lambda before: before,
                 on_failure=self._state.catalog.policy.on_failure,
                 scope=tuple(sorted(scope)),
             )

@@ -45,7 +45,7 @@ def _obstacles(state: State) -> dict[str, Reason]:
 
 def problems(state: State) -> list[Problem]:
     """Everything a person should know about now: the machine's first, then each service's, by id."""
-    found = [replace(p, since=state.onsets.get((p.code, p.device), p.since)) for p in _of_hardware(state)]
+    found = [replace(p, since=state.onsets.get(_onset(p), p.since)) for p in _of_hardware(state)]
     desired = state.desired.services(state.catalog.services)
     for service, track in sorted(state.tracks.items()):
         found += of_service(state, service, track, desired=service in desired)
@@ -74,8 +74,11 @@ def _of_missing(state: State, desired: frozenset[str], explained: set[str | None
 
 def note(state: State) -> None:
     """Remember when each problem of machine and devices began: what they are read from is new with every sample."""
-    now = {(p.code, p.device) for p in _of_hardware(state)}
-    state.onsets = {key: state.onsets.get(key, state.at) for key in now}
+    state.onsets = {key: state.onsets.get(key, state.at) for key in map(_onset, _of_hardware(state))}
+
+
+def _onset(problem: Problem) -> str:
+    return f"{problem.code} {problem.device or ''}"
 
 
 def _of_hardware(state: State) -> list[Problem]:

@@ -25,11 +25,10 @@ class Course:
     def __init__(self, state: EngineState, outbox: Outbox) -> None:
         self._state = state
         self._outbox = outbox
-        self.awaits_sample = False  # an operation is over but for figures that are as new as its end
 
     def advance(self) -> None:
         """Plan, merge, fail, dispatch, end: until nothing changes any more."""
-        self.awaits_sample = False
+        self._state.awaits_sample = False
         for _ in range(2 * len(self._state.tracks) + 10):
             active = self._state.active_operations()
             if not active:
@@ -219,7 +218,7 @@ class Course:
                 continue
             if not mine and not self._lacking(op):
                 if world.lacks_sample(self._state, op):
-                    self.awaits_sample = True
+                    self._state.awaits_sample = True
                     self._outbox.emit(fx.SampleDevices())
                     continue
                 self.end(op, op.returning or State.SUCCEEDED)

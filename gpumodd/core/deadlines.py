@@ -47,7 +47,7 @@ def _ending(track: Track) -> bool:
 
 def following(state: State) -> float | None:
     """The next moment at which time alone changes something."""
-    times: list[float | None] = []
+    times: list[float | None] = [state.retry_save_at]
     policy = state.catalog.policy
     for service, track in state.tracks.items():
         times += [track.backoff_until, world.settles_at(state, service), startup_deadline(state, service, track)]

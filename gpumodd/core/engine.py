@@ -11,25 +11,27 @@ from gpumodd.core import effects as fx
 from gpumodd.core import events as ev
 from gpumodd.core.admission import Admission
 from gpumodd.core.course import Course
+from gpumodd.core.intents import Intent
 from gpumodd.core.journal import Journal
 from gpumodd.core.outbox import Outbox
 from gpumodd.core.plans import Plan
 from gpumodd.core.problems import Reason
-from gpumodd.core.requests import Intent
 from gpumodd.core.state import State
 
 
 class Engine:
-    """Owns the state. `handle` is the only mutator; everything else here and in `core.world` is a query."""
+    """Owns the state. `handle` is the only mutator; everything else here and in `core.world` is a query.
 
-    def __init__(self) -> None:
-        self.state = State()
+    Whatever a later decision reads is in the state: an engine that is given a copy goes on as this one would.
+    """
+
+    def __init__(self, state: State | None = None) -> None:
+        self.state = state if state is not None else State()
         self.generation = 0  # grows with every change a view could show
         self._outbox = Outbox(self.state)
         self._course = Course(self.state, self._outbox)
         self._admission = Admission(self.state, self._outbox, self._course)
         self._journal = Journal(self.state, self._outbox)
-        self._due: float | None = None
 
     def handle(self, *batch: ev.Event) -> tuple[fx.Effect, ...]:
         """Fold these events, decide once, and return what is to be done, in order."""
@@ -38,7 +40,7 @@ class Engine:
             self.state.at = max(self.state.at, event.at)
             changed |= self._fold(event)
         # A deadline may pass with an event that changes nothing; that is a change.
-        if changed or (self._due is not None and self._due <= self.state.at):
+        if changed or (self.state.due is not None and self.state.due <= self.state.at):
             self.generation += 1
             if not self.state.observing:
                 deadlines.expire(self.state, self._outbox)
@@ -46,22 +48,21 @@ class Engine:
                 drift.heal(self.state, self._admission)
             conditions.note(self.state)
             self._journal.record()
-            times = (deadlines.following(self.state), self._journal.retry_at)
-            self._due = min((t for t in times if t is not None), default=None)
+            self.state.due = deadlines.following(self.state)
         return self._outbox.take()
 
     # -- queries ----------------------------------------------------------------------------------------------
 
     def next_deadline(self) -> float | None:
         """When a Ticked event is due, if nothing else happens before."""
-        return self._due
+        return self.state.due
 
     def simulate(self, intent: Intent, facts: ev.Inspected | None) -> tuple[Plan, list[Reason]]:
         """What this wish would lead to, judged as the real thing would be; touches nothing."""
         _, proposed = requests.plan_of(self.state, intent)
         if facts is None:
             return proposed, list(proposed.blocked)
-        return proposed, requests.reasons_against(self.state, intent, proposed, facts)
+        return proposed, requests.reasons_against(self.state, intent, proposed, facts.services)
 
     # -- folding ----------------------------------------------------------------------------------------------
 
@@ -77,7 +78,7 @@ class Engine:
                 return fold.probe(state, event.fact)
             case ev.DevicesSampled():
                 state.host = event.host or state.host
-                return fold.devices(state, event.fact) or self._course.awaits_sample
+                return fold.devices(state, event.fact) or state.awaits_sample
             case ev.CatalogLoaded():
                 state.catalog = event.catalog
                 state.costs = {s: known for s, known in state.costs.items() if s in event.catalog.services}
@@ -145,7 +146,6 @@ class Engine:
         state.started_at = event.at
         for op in event.operations:
             # Whoever was to read a log or wait for room ended with the last daemon.
-            state.put(replace(op, logs_of=None, blocked_since=None))
-            self._journal.recalled(state.operations[op.id])
+            state.operations[op.id] = replace(op, logs_of=None, blocked_since=None)
         if event.snapshot is not None:
             state.restore(event.snapshot, same_boot=event.same_boot)

@@ -1,43 +1,32 @@
 """The journal: what of a batch must be durable, and what subscribers are told of it.
 
-Owns what was saved and announced last. A Save goes before everything else of its batch, so nothing is acted upon
-that a crash would forget.
+A Save goes before everything else of its batch, so nothing is acted upon that a crash would forget.
 """
 
 from dataclasses import replace
 
 from gpumodd.core import effects as fx
 from gpumodd.core import fold, outcomes, world
-from gpumodd.core.operations import Operation
 from gpumodd.core.outbox import Outbox
 from gpumodd.core.phase import Phase
-from gpumodd.core.state import Snapshot, State
+from gpumodd.core.state import State
 
 KEEP_OPERATIONS = 100  # ended ones kept in memory; the state file has more
 RETRY_SAVE_S = 2.0  # while the state file cannot be written
 
 
 class Journal:
-    """Compares the state with what was last saved and announced."""
+    """Compares the state with what was last saved, and tells what has changed."""
 
     def __init__(self, state: State, outbox: Outbox) -> None:
         self._state = state
         self._outbox = outbox
-        self._saved: Snapshot | None = None
-        self._saved_operations: dict[str, Operation] = {}
-        self._announced: dict[str, Operation] = {}
-        self.retry_at: float | None = None
-
-    def recalled(self, op: Operation) -> None:
-        """This operation came out of the state file: it is saved and known."""
-        self._saved_operations[op.id] = self._announced[op.id] = op
 
     def failed(self, why: str) -> None:
         """A Save could not be carried out: nothing counts as saved, and the next attempt is put off."""
-        self._state.unsaved = why
-        self._saved = None
-        self._saved_operations.clear()
-        self.retry_at = self._state.at + RETRY_SAVE_S
+        state = self._state
+        state.unsaved, state.saved, state.to_save = why, None, set(state.operations)
+        state.retry_save_at = state.at + RETRY_SAVE_S
 
     def worked(self) -> None:
         """The state file can be written again."""
@@ -45,25 +34,30 @@ class Journal:
 
     def record(self) -> None:
         """Close a batch: tell phases, save what is durable, tell operations."""
+        state = self._state
         self._tell_phases()
-        if self.retry_at is not None and self.retry_at <= self._state.at:
-            self.retry_at = None
-        changed = [op for op in self._state.operations.values() if self._saved_operations.get(op.id) is not op]
-        if not self._state.observing and self.retry_at is None:
-            self._save(changed)
-        for op in changed:
-            before = self._announced.get(op.id)
-            self._announced[op.id] = op
-            self._outbox.emit(*outcomes.announcements(before, op))
+        if state.retry_save_at is not None and state.retry_save_at <= state.at:
+            state.retry_save_at = None
+        if not state.observing and state.retry_save_at is None:
+            self._save()
+        self._tell_operations()
         self._forget_old()
 
-    def _save(self, changed: list[Operation]) -> None:
-        snapshot = self._state.snapshot()
+    def _save(self) -> None:
+        state = self._state
+        snapshot = state.snapshot()
         durable = replace(snapshot, baselines={})  # these drift with every sample and only ride along
-        if changed or durable != self._saved:
-            self._saved = durable
-            self._saved_operations.update({op.id: op for op in changed})
-            self._outbox.emit_first(fx.Save(snapshot=snapshot, operations=tuple(changed)))
+        changed = tuple(op for op in state.operations.values() if op.id in state.to_save)
+        if changed or durable != state.saved:
+            state.saved = durable
+            state.to_save.clear()
+            self._outbox.emit_first(fx.Save(snapshot=snapshot, operations=changed))
+
+    def _tell_operations(self) -> None:
+        state = self._state
+        for op in [op for op in state.operations.values() if op.id in state.to_tell]:
+            self._outbox.emit(*outcomes.announcements(state.to_tell[op.id], op))
+        state.to_tell.clear()
 
     def _tell_phases(self) -> None:
         for service, track in sorted(self._state.tracks.items()):
@@ -82,5 +76,4 @@ class Journal:
         ended = [op.id for op in self._state.operations.values() if not op.state.open]
         for old in ended[: max(0, len(ended) - KEEP_OPERATIONS)]:
             del self._state.operations[old]
-            self._saved_operations.pop(old, None)
-            self._announced.pop(old, None)
+            self._state.to_save.discard(old)

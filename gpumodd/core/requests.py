@@ -1,47 +1,26 @@
 """Requests: what somebody asks for, turned into an intent, and an intent into an operation or a refusal.
 
-An intent is a wish whose facts are still being gathered (effect `Inspect`). Nothing of it is in force: if the
-facts speak against it, it is refused and nothing was touched.
+The facts an intent is judged on are gathered first (effect `Inspect`): if they speak against it, it is refused and
+nothing was touched.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 
 from gpumodd.core import desired as wishes
 from gpumodd.core import world
 from gpumodd.core.desired import Desired
 from gpumodd.core.effects import Refusal
-from gpumodd.core.events import Inspected, ServiceRequested, SwitchRequested
+from gpumodd.core.events import ServiceRequested, SwitchRequested
 from gpumodd.core.facts import InspectFact
+from gpumodd.core.intents import Intent
 from gpumodd.core.operations import Kind
 from gpumodd.core.planner import plan
 from gpumodd.core.plans import Plan
 from gpumodd.core.problems import Reason
-from gpumodd.core.specs import ModeSpec, OnFailure
+from gpumodd.core.specs import ModeSpec
 from gpumodd.core.state import State
 
 PASSED_BY_FORCE = frozenset({"vram_insufficient", "vram_unknown", "ram_insufficient", "quiesce_active"})
-
-
-@dataclass(slots=True, kw_only=True)
-class Intent:
-    """A wish on trial. `wish` computes what would be desired from what is desired when the facts are in."""
-
-    kind: Kind
-    target: str
-    wish: Callable[[Desired], Desired]
-    on_failure: OnFailure
-    requests: list[int] = field(default_factory=list)
-    actor: str = ""
-    force: bool = False
-    quiesce: bool = True
-    scope: tuple[str, ...] | None = None
-    restarts: tuple[str, ...] = ()
-    facts: Inspected | None = None  # what it is judged on, once it is in
-
-    def covers(self, service: str) -> bool:
-        """Is this service its business?"""
-        return self.scope is None or service in self.scope
 
 
 def for_switch(state: State, event: SwitchRequested) -> Intent | Refusal:
@@ -49,13 +28,12 @@ def for_switch(state: State, event: SwitchRequested) -> Intent | Refusal:
     mode = state.catalog.modes.get(event.mode)
     if mode is None:
         return not_found("mode", event.mode, state.catalog.modes)
-    specs = state.catalog.services
     return Intent(
         kind=Kind.SWITCH,
         target=mode.id,
-        wish=lambda before: wishes.after_switch(before, mode, specs),
+        mode=mode,
         on_failure=event.on_failure or state.catalog.policy.on_failure,
-        requests=[event.request],
+        requests=(event.request,),
         actor=event.actor,
         force=event.force,
         quiesce=event.quiesce and not event.force,
@@ -65,13 +43,7 @@ def for_switch(state: State, event: SwitchRequested) -> Intent | Refusal:
 def for_services(state: State, target: str, services: tuple[str, ...]) -> Intent:
     """The intent to have exactly these services, as a mode would: for simulations."""
     mode = ModeSpec(id=target, services=services)
-    specs = state.catalog.services
-    return Intent(
-        kind=Kind.SWITCH,
-        target=target,
-        wish=lambda before: wishes.after_switch(before, mode, specs),
-        on_failure=state.catalog.policy.on_failure,
-    )
+    return Intent(kind=Kind.SWITCH, target=target, mode=mode, on_failure=state.catalog.policy.on_failure)
 
 
 def for_service(state: State, event: ServiceRequested) -> Intent | Refusal:
@@ -88,28 +60,19 @@ def for_service(state: State, event: ServiceRequested) -> Intent | Refusal:
         for s in wishes.dependents([service], specs) - {service}
         if s in wanted or (s in state.tracks and world.alive(state.tracks[s]))
     }
-    intent = Intent(
+    needed = wishes.closure([service], specs)
+    scope = {Kind.START: needed, Kind.STOP: {service, *above}, Kind.RESTART: {*needed, *above}}[kind]
+    return Intent(
         kind=kind,
         target=service,
-        wish=lambda before: before,
         on_failure=state.catalog.policy.on_failure,
-        requests=[event.request],
+        requests=(event.request,),
         actor=event.actor,
         force=event.force,
         quiesce=not event.force,
+        scope=tuple(sorted(scope)),
+        restarts=tuple(sorted({service, *above})) if kind is Kind.RESTART else (),
     )
-    match kind:
-        case Kind.STOP:
-            intent.scope = tuple(sorted({service, *above}))
-            intent.wish = lambda before: wishes.after_stop(before, (service, *above), specs)
-        case Kind.START:
-            intent.scope = tuple(sorted(wishes.closure([service], specs)))
-            intent.wish = lambda before: wishes.after_start(before, service, specs)
-        case Kind.RESTART:
-            intent.scope = tuple(sorted({*wishes.closure([service], specs), *above}))
-            intent.wish = lambda before: wishes.after_start(before, service, specs)
-            intent.restarts = tuple(sorted({service, *above}))
-    return intent
 
 
 def not_found(what: str, wanted: str, existing: Mapping[str, object]) -> Refusal:
@@ -120,7 +83,7 @@ def not_found(what: str, wanted: str, existing: Mapping[str, object]) -> Refusal
 
 def plan_of(state: State, intent: Intent) -> tuple[Desired, Plan]:
     """What the intent would make of the world as it stands: the wish, and the plan towards it."""
-    wish = intent.wish(state.desired)
+    wish = intent.wish(state.desired, state.catalog)
     specs = state.catalog.services
     mine = {s for s in wish.services(specs) if intent.covers(s)}
     given = world.plan_input(
@@ -139,15 +102,15 @@ def restarts_of(state: State, intent: Intent) -> frozenset[str]:
     """What has to go before it may come: what was asked to restart, and for a switch what runs but is unwell."""
     if intent.kind is not Kind.SWITCH:
         return frozenset(s for s in intent.restarts if s in state.tracks and not state.tracks[s].gone)
-    wanted = intent.wish(state.desired).services(state.catalog.services)
+    wanted = intent.wish(state.desired, state.catalog).services(state.catalog.services)
     return frozenset(s for s in wanted if world.phase_of(state, s) == "degraded")
 
 
-def reasons_against(state: State, intent: Intent, proposed: Plan, facts: Inspected) -> list[Reason]:
+def reasons_against(state: State, intent: Intent, proposed: Plan, facts: Sequence[InspectFact]) -> list[Reason]:
     """Everything that speaks against beginning, each with its numbers; force passes what it may."""
     mine = [r for r in proposed.blocked if r.service is None or intent.covers(r.service)]
     starts = starts_of(intent, proposed)
-    by_service = {f.service: f for f in facts.services}
+    by_service = {f.service: f for f in facts}
     for service in starts:
         if service in by_service:
             mine += _preflight(state, by_service[service])

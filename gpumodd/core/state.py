@@ -4,19 +4,21 @@ Owns the shapes and the split into what is durable (Snapshot) and what is observ
 Only `core.engine` and the modules it calls change it.
 """
 
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from gpumodd.core.costs import UNKNOWN, Costs
 from gpumodd.core.desired import Desired
 from gpumodd.core.facts import DevicesFact, HostFact, ProbeFact, UnitFact
+from gpumodd.core.intents import Intent
 from gpumodd.core.ledger import Attribution, ReleaseWindow
 from gpumodd.core.operations import Operation
 from gpumodd.core.ops import Command
 from gpumodd.core.phase import Health, Phase
 from gpumodd.core.problems import Reason
 from gpumodd.core.specs import Catalog
+
+STORY = 40  # lines of a service's story that are kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +79,7 @@ class Track:
     peak_mib: int = 0
     phase: Phase = Phase.STOPPED
     since: float = 0.0
-    story: deque[Moment] = field(default_factory=lambda: deque(maxlen=40))
+    story: tuple[Moment, ...] = ()  # its newest lines, oldest first
 
     @property
     def gone(self) -> bool:
@@ -86,14 +88,15 @@ class Track:
 
     def tell(self, at: float, text: str) -> None:
         """Add a line to its story."""
-        self.story.append(Moment(at=at, text=text))
+        self.story = (*self.story, Moment(at=at, text=text))[-STORY:]
 
 
 @dataclass(slots=True, kw_only=True)
 class State:
-    """Everything the engine knows."""
+    """Everything the engine knows: plain data, so that a copy of it decides as it would."""
 
     at: float = 0.0
+    due: float | None = None  # when time alone will change something
     started_at: float = 0.0
     observing: bool = True  # until units and devices have been seen in full once
     catalog: Catalog = field(default_factory=Catalog)
@@ -107,12 +110,18 @@ class State:
     baselines: dict[str, int] = field(default_factory=dict)  # of the last daemon, until the first sample
     host: HostFact | None = None
     costs: dict[str, Costs] = field(default_factory=dict)
+    intents: dict[int, Intent] = field(default_factory=dict)  # on trial, by the effect that asks for their facts
     operations: dict[str, Operation] = field(default_factory=dict)  # newest last, bounded
+    awaits_sample: bool = False  # an operation is over but for figures that are as new as its end
     next_operation: int = 1
     next_effect: int = 1
     quiesce_from: float | None = None  # when the newest release was verified
+    saved: Snapshot | None = None  # what was made durable last, less what only rides along
+    to_save: set[str] = field(default_factory=set)  # operations that have changed since they were saved
+    to_tell: dict[str, Operation | None] = field(default_factory=dict)  # changed in this batch; what they were before
     unsaved: str = ""  # why the state file cannot be written
-    onsets: dict[tuple[str, str | None], float] = field(default_factory=dict)  # problem and device -> since when
+    retry_save_at: float | None = None  # no attempt to write it before
+    onsets: dict[str, float] = field(default_factory=dict)  # problem and device -> since when
 
     def track(self, service: str) -> Track:
         """The service's track, made when first asked for."""
@@ -129,7 +138,9 @@ class State:
         return [op for op in self.operations.values() if op.state.open]
 
     def put(self, op: Operation) -> None:
-        """Replace the operation's record."""
+        """Replace the operation's record; the journal will save it and tell of it."""
+        self.to_tell.setdefault(op.id, self.operations.get(op.id))
+        self.to_save.add(op.id)
         self.operations[op.id] = op
 
     def restore(self, kept: Snapshot, *, same_boot: bool) -> None:
