@@ -4,7 +4,7 @@ Each has one adapter per foreign system in `adapters/`, and a contract suite in 
 implementation passes. Foreign errors stop in the adapter: a port raises `PortError` or nothing.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -166,7 +166,13 @@ class Prober(Protocol):
 class Host(Protocol):
     """The machine: memory, files, ports, programs."""
 
-    def memory(self) -> HostFact: ...
+    def memory(self) -> HostFact:
+        """Of the host as a whole; raises PortError."""
+        ...
+
+    def held_mib(self, pids: Iterable[int]) -> int:
+        """What these processes hold of it that only their end gives back; one that has ended holds nothing."""
+        ...
 
     def missing_file(self, path: str) -> str:
         """Why this file cannot be read, or an empty string."""

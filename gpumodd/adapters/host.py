@@ -10,7 +10,7 @@ import pwd
 import socket
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
@@ -53,6 +53,11 @@ class LinuxHost:
             ) from error
         return HostFact(at=self._clock.boottime(), mem_available_mib=available // 1024, mem_total_mib=total // 1024)
 
+    def held_mib(self, pids: Iterable[int]) -> int:
+        """What these processes hold that only their end gives back: pages of their own and shared ones without a file.
+        What they share with each other counts for each of them. A process that has just ended holds nothing."""
+        return sum(_private_kib(self._proc / str(pid) / "status") for pid in pids) // 1024
+
     def missing_file(self, path: str) -> str:
         """Why this file, or model directory, cannot be read, as the end of "cannot start …: "; empty when it can.
 
@@ -94,6 +99,13 @@ class LinuxHost:
         except OSError:  # a kernel without the module tcp_diag, or a sandbox that forbids netlink
             found = [*_by_table(self._proc / "net/tcp"), *_by_table(self._proc / "net/tcp6")]
         return [one for one in found if one.port == port]
+
+
+def _private_kib(status: Path) -> int:
+    with suppress(OSError, ValueError, LookupError):
+        rows = (line.split() for line in status.read_text(encoding="utf-8", errors="replace").splitlines())
+        return sum(int(row[1]) for row in rows if row and row[0] in ("RssAnon:", "RssShmem:"))
+    return 0
 
 
 def _conflicts(listener: Listener, wanted: list[Address]) -> bool:

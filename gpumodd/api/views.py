@@ -72,6 +72,18 @@ class Views:
             services=self._services(found),
             operation=self.operation(running[-1]) if running else None,
             problems=[self.problem(p) for p in found],
+            host=self._host(),
+        )
+
+    def _host(self) -> t.Host | None:
+        fact, budget = self.state.host, world.host_budget(self.state)
+        if fact is None or budget is None:
+            return None
+        return t.Host(
+            total_mib=budget.total_mib,
+            available_mib=fact.mem_available_mib,
+            committed_mib=budget.committed_mib,
+            reserve_mib=budget.reserve_mib,
         )
 
     def problem(self, problem: Problem) -> t.Problem:

@@ -64,7 +64,7 @@ class Admission:
 
     def inspected(self, event: ev.Inspected) -> None:
         """The facts are in."""
-        self._state.host = event.host or self._state.host
+        fold.host(self._state, event.host)
         fold.devices(self._state, event.devices)
         intents = self._state.intents
         if event.effect in intents:

@@ -7,13 +7,11 @@ more taken than there is.
 
 from collections.abc import Mapping
 
-from gpumodd.core.ledger import share
+from gpumodd.core.ledger import HOST, Budget, share
 from gpumodd.core.operations import StepKey, Verb
 from gpumodd.core.placement import needed_mib
 from gpumodd.core.plans import PlanInput, ServiceView
 from gpumodd.core.problems import Reason
-
-RAM = "ram"  # the host's memory, kept in the same books as a device
 
 
 class Book:
@@ -68,9 +66,9 @@ def gates(
     for uuid, budget in sorted(given.budgets.items()):
         releases = [(budget.held.get(v.id, 0), (Verb.WAIT_RELEASE, v.id)) for v in by_nearness]
         books[uuid] = Book(budget.available_mib, [r for r in releases if r[0] > 0])
-    if given.ram_available_mib is not None:
-        stops = [(v.spec.ram_mib, (Verb.STOP, v.id)) for v in by_nearness if v.spec is not None and not v.gone]
-        books[RAM] = Book(given.ram_available_mib, [s for s in stops if s[0] > 0])
+    if given.host is not None:  # the kernel takes a process's memory back before it tells that the process is gone
+        stops = [(given.host.held.get(v.id, 0), (Verb.STOP, v.id)) for v in by_nearness if not v.gone]
+        books[HOST] = Book(given.host.available_mib, [s for s in stops if s[0] > 0])
 
     needs = {v.id: _needs(v, placements, books) for v in coming}
     left = {name: book.total for name, book in books.items()}
@@ -93,20 +91,15 @@ def gates(
 def _needs(view: ServiceView, placements: Mapping[str, tuple[str, ...]], books: Mapping[str, Book]) -> dict[str, int]:
     devices = placements.get(view.id, ())
     needs = {uuid: share(needed_mib(view), len(devices)) for uuid in devices}
-    if RAM in books and view.spec is not None and view.spec.ram_mib:
-        needs[RAM] = view.spec.ram_mib
+    if HOST in books and view.spec is not None and view.spec.ram_mib:
+        needs[HOST] = view.spec.ram_mib
     return needs
 
 
 def _too_little(view: ServiceView, book: str, mib: int, had: int, given: PlanInput) -> Reason:
-    if book == RAM:
-        return Reason(
-            code="ram_insufficient",
-            message=f"cannot start {view.id}: not enough RAM, it needs {mib} MiB and {max(0, had)} MiB are available",
-            hint="end something that holds host memory, lower `policy.ram_reserve_mib`, or pass --force",
-            service=view.id,
-            details={"needed_mib": mib, "available_mib": had},
-        )
+    if book == HOST:
+        assert given.host is not None
+        return _too_little_ram(view, mib, had, given.host)
     budget = given.budgets[book]
     limit = "" if budget.limit_mib is None else f", limit {budget.limit_mib}"
     return Reason(
@@ -127,5 +120,25 @@ def _too_little(view: ServiceView, book: str, mib: int, had: int, given: PlanInp
             "foreign_mib": budget.foreign_mib,
             "committed_mib": budget.committed_mib,
             "limit_mib": budget.limit_mib,
+        },
+    )
+
+
+def _too_little_ram(view: ServiceView, mib: int, had: int, host: Budget) -> Reason:
+    return Reason(
+        code="ram_insufficient",
+        message=(
+            f"cannot start {view.id}: not enough RAM, it needs {mib} MiB of MemAvailable and {max(0, had)} of"
+            f" {host.total_mib} MiB can be had (reserve {host.reserve_mib}, others {host.foreign_mib})"
+        ),
+        hint="end something that holds host memory, lower `policy.ram_reserve_mib`, or pass --force",
+        service=view.id,
+        details={
+            "needed_mib": mib,
+            "available_mib": had,
+            "total_mib": host.total_mib,
+            "reserve_mib": host.reserve_mib,
+            "foreign_mib": host.foreign_mib,
+            "committed_mib": host.committed_mib,
         },
     )

@@ -77,8 +77,8 @@ class Engine:
             case ev.Probed():
                 return fold.probe(state, event.fact)
             case ev.DevicesSampled():
-                state.host = event.host or state.host
-                return fold.devices(state, event.fact) or state.awaits_sample
+                told = fold.host(state, event.host)
+                return fold.devices(state, event.fact) or told or state.awaits_sample
             case ev.CatalogLoaded():
                 state.catalog = event.catalog
                 state.costs = {s: known for s, known in state.costs.items() if s in event.catalog.services}

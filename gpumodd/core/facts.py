@@ -3,7 +3,8 @@
 Owns the shapes only; `core.engine` folds events into them. Nothing here was asked for or assumed.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -119,8 +120,10 @@ class InspectFact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostFact:
-    """The host's memory."""
+    """The host's memory: what could be taken without swapping, what there is, and what services were seen to hold of it
+    (memory that only their end gives back). A service that is not named was not looked at."""
 
     at: float
     mem_available_mib: int
     mem_total_mib: int = 0
+    services: Mapping[str, int] = field(default_factory=dict)  # MiB

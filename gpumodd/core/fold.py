@@ -6,7 +6,7 @@ It decides nothing; the engine plans on what stands here afterwards.
 
 from gpumodd.core import ops
 from gpumodd.core.costs import Costs
-from gpumodd.core.facts import Active, Answer, DeviceFact, DevicesFact, Ended, ProbeFact, UnitFact
+from gpumodd.core.facts import Active, Answer, DeviceFact, DevicesFact, Ended, HostFact, ProbeFact, UnitFact
 from gpumodd.core.ledger import Leaving, ReleaseWindow, attribute, share
 from gpumodd.core.phase import Health
 from gpumodd.core.problems import Reason
@@ -203,6 +203,19 @@ def became_ready(state: State, service: str, track: Track) -> None:
 def _measured(state: State, service: str, costs: Costs) -> None:
     if service in state.catalog.services:  # what nothing configures will not come again
         state.costs[service] = costs
+
+
+# -- the host -------------------------------------------------------------------------------------------------
+
+
+def host(state: State, fact: HostFact | None) -> bool:
+    """Take over what is known of the host's memory, and say whether a plan could come out differently: it changes all
+    the time, so only who holds some of it counts, and everything while an operation waits for something."""
+    if fact is None:
+        return False
+    before, state.host = state.host, fact
+    waits = any(op.blocked_since is not None for op in state.active_operations())
+    return waits or before is None or before.services.keys() != fact.services.keys()
 
 
 # -- devices --------------------------------------------------------------------------------------------------

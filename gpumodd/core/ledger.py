@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from gpumodd.core.facts import DeviceFact
 from gpumodd.core.specs import Policy
 
+HOST = "host"  # the name under which the host's memory is kept in the same books as the devices
 TOLERANCE_MIB = 64  # drivers keep crumbs: back within this much of the value before the stop counts as released
 
 

@@ -38,7 +38,7 @@ class PlanInput:
     wanted: frozenset[str]
     budgets: Mapping[str, Budget]
     counted: bool = True  # False: nobody watches device memory (backend none), so it is not planned either
-    ram_available_mib: int | None = None  # MemAvailable less the reserve; None: not known, not judged
+    host: Budget | None = None  # the host's memory, kept like a device's; None: not known, not judged
     unbounded: bool = False  # forced, or overcommit: warn
     able: bool = True  # commands can be given: the service manager answers, the state file can be written
     paused: bool = False  # quiesce: no start yet

@@ -9,7 +9,7 @@ from typing import Protocol
 from gpumodd.core import fold
 from gpumodd.core.desired import Desired, closure
 from gpumodd.core.facts import Active, DeviceFact
-from gpumodd.core.ledger import Attribution, Budget, limit_of
+from gpumodd.core.ledger import HOST, Attribution, Budget, limit_of
 from gpumodd.core.operations import Operation
 from gpumodd.core.ops import Command
 from gpumodd.core.phase import Phase, derive
@@ -202,23 +202,40 @@ def plan_input(
         wanted=desired.services(state.catalog.services) - back | beyond,
         budgets=budgets(state),
         counted=state.devices is None or state.devices.backend != "none",
-        ram_available_mib=_ram(state),
+        host=host_budget(state),
         unbounded=unbounded or policy.overcommit == "warn",
         able=not state.units_lost and not state.unsaved,
         paused=quiesce and quiesce_left(state) > 0,
     )
 
 
-def _ram(state: State) -> int | None:
-    """What starts may still take of the host's memory: loading services count until they are ready."""
-    if state.host is None:
+def host_budget(state: State) -> Budget | None:
+    """The host's memory, kept like a device's: who runs or may soon run holds the larger of its estimate and what it
+    was seen to hold. Who has not been looked at holds its estimate, and has taken nothing yet if it still loads."""
+    fact = state.host
+    if fact is None:
         return None
-    loading = sum(
-        spec.ram_mib
-        for s, spec in state.catalog.services.items()
-        if phase_of(state, s) in (Phase.STARTING, Phase.LOADING)
+    held: dict[str, int] = {}
+    taken = 0
+    for service in sorted({*state.tracks, *fact.services}):
+        spec, track = state.catalog.services.get(service), state.tracks.get(service)
+        estimate = spec.ram_mib if spec is not None and track is not None and alive(track) else 0
+        loads = phase_of(state, service) in (Phase.STARTING, Phase.LOADING)
+        seen = fact.services.get(service, 0 if loads else estimate)
+        taken += seen
+        if mib := max(estimate, seen):
+            held[service] = mib
+    total = max(fact.mem_total_mib, fact.mem_available_mib)
+    return Budget(
+        uuid=HOST,
+        index=-1,
+        name="the host",
+        total_mib=total,
+        reserve_mib=state.catalog.policy.ram_reserve_mib,
+        foreign_mib=max(0, total - fact.mem_available_mib - taken),
+        limit_mib=None,
+        held=held,
     )
-    return state.host.mem_available_mib - state.catalog.policy.ram_reserve_mib - loading
 
 
 def lacks_sample(state: State, op: Operation) -> bool:

@@ -7,7 +7,7 @@ import anyio
 import structlog
 
 from gpumodd.core import events as ev
-from gpumodd.core.facts import HostFact, InspectFact
+from gpumodd.core.facts import InspectFact
 from gpumodd.core.specs import ServiceSpec
 from gpumodd.ports import Host, PortError, Units
 from gpumodd.runtime.definitions import Definitions
@@ -47,14 +47,8 @@ class Inspector:
                 tasks.start_soon(look, service)
             sample = await self._devices.sample()
         facts = tuple(found[s] for s in services)
-        return ev.Inspected(at=self._loop.now(), effect=effect, devices=sample, host=self._memory(), services=facts)
-
-    def _memory(self) -> HostFact | None:
-        try:
-            return self._host.memory()
-        except PortError as error:
-            log.warning("host_unreadable", error=error.message)
-            return None
+        host = await self._devices.host_memory()
+        return ev.Inspected(at=self._loop.now(), effect=effect, devices=sample, host=host, services=facts)
 
     async def _service(self, service: str) -> InspectFact:
         spec = self._definitions().catalog.services.get(service)

@@ -1,5 +1,6 @@
 """The device watcher: samples device memory as often as the engine's attention asks for. It never acts."""
 
+from contextlib import suppress
 from dataclasses import replace
 
 import anyio
@@ -7,11 +8,15 @@ import structlog
 
 from gpumodd.core import attention
 from gpumodd.core import events as ev
-from gpumodd.core.facts import DeviceFact, DevicesFact
+from gpumodd.core.facts import DeviceFact, DevicesFact, HostFact
 from gpumodd.ports import Devices, Host, PortError, Units
 from gpumodd.runtime.loop import Loop
 
 log = structlog.get_logger("gpumodd.devices")
+
+HOST_S = 1.0  # between looks at the host's memory while device memory moves: nothing waits for these alone
+HOST_IDLE_S = 5.0
+PIDS_S = 0.5
 
 
 class DeviceWatcher:
@@ -25,6 +30,7 @@ class DeviceWatcher:
         self._interval = attention.IDLE_S
         self._wake = anyio.Event()
         self._error = ""
+        self._host_at = -HOST_IDLE_S
 
     def follow(self) -> None:
         """Take over the rate that the state calls for; a higher one takes effect at once."""
@@ -49,14 +55,28 @@ class DeviceWatcher:
         owner = self._units.owner
         return replace(device, processes=tuple(replace(p, service=owner(p.pid)) for p in device.processes))
 
-    async def post_sample(self) -> None:
-        """Sample and post, host memory beside it."""
-        fact = await self.sample()
+    async def host_memory(self) -> HostFact | None:
+        """The host's memory and what each service holds of it; None when it cannot be read: the last figure stays."""
+        tracks = self._loop.engine.state.tracks
+        held: dict[str, int] = {}
+        with anyio.move_on_after(PIDS_S), suppress(PortError):  # a manager that is away must not keep us from sampling
+            for service in sorted(tracks):
+                if not tracks[service].gone:
+                    held[service] = self._host.held_mib(await self._units.pids(service))
         try:
-            host = self._host.memory()
-        except PortError:
-            host = None  # the last figure stays
-        await self._loop.post(ev.DevicesSampled(at=self._loop.now(), fact=fact, host=host))
+            return replace(self._host.memory(), services=held)
+        except PortError as error:
+            log.warning("host_unreadable", error=error.message)
+            return None
+
+    async def post_sample(self, *, host: bool = True) -> None:
+        """Sample and post, with `host` its memory beside it."""
+        fact = await self.sample()
+        memory = None
+        if host:
+            self._host_at = self._loop.now()
+            memory = await self.host_memory()
+        await self._loop.post(ev.DevicesSampled(at=self._loop.now(), fact=fact, host=memory))
 
     async def run(self) -> None:
         """Sample until cancelled; leave a GPU alone that the system powered down while nothing of ours runs."""
@@ -67,4 +87,5 @@ class DeviceWatcher:
             self._wake = anyio.Event()  # before the sample: whoever asks while it is taken wants a later one
             if self._devices.asleep() and attention.may_sleep(self._loop.engine.state) and not asked:
                 continue
-            await self.post_sample()
+            pause = HOST_IDLE_S if self._interval >= attention.IDLE_S else HOST_S
+            await self.post_sample(host=asked or self._loop.now() >= self._host_at + pause)

@@ -77,6 +77,16 @@ class Device(Struct, kw_only=True):
     processes: list[DeviceProcess] = field(default_factory=list)
 
 
+class Host(Struct, kw_only=True):
+    """The host's memory. `available_mib` is the kernel's MemAvailable, `committed_mib` what services hold or are
+    expected to hold, and `reserve_mib` what must remain available."""
+
+    total_mib: int
+    available_mib: int
+    committed_mib: int
+    reserve_mib: int
+
+
 class Service(Struct, kw_only=True):
     """One managed model server and how it is.
 
@@ -252,6 +262,7 @@ class Status(Struct, kw_only=True):
     services: list[Service] = field(default_factory=list)
     operation: Operation | None = None
     problems: list[Problem] = field(default_factory=list)
+    host: Host | None = None
 
 
 class Hello(Struct, kw_only=True):

@@ -59,6 +59,25 @@ def test_unreadable_memory_is_an_error(tmp_path, text):
     assert caught.value.code == "host_unreadable"
 
 
+def test_what_a_process_holds_is_what_its_end_gives_back():
+    grow = "held = bytearray(64 << 20); print(len(held), flush=True); input()"
+    command = [sys.executable, "-S", "-c", grow]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline()
+        held = HOST.held_mib([process.pid])
+        assert 64 <= held < 128
+        assert HOST.held_mib([process.pid, process.pid]) >= 2 * held - 1
+        process.communicate(b"\n")
+    assert HOST.held_mib([process.pid]) == 0
+
+
+@pytest.mark.parametrize("text", ["", "RssAnon:\n", "RssAnon: x kB\n", "Name: \udc80RssAnon: 4096 kB\n", "\0" * 99])
+def test_a_process_that_says_nonsense_holds_nothing(tmp_path, text):
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7/status").write_text(text, errors="surrogateescape")
+    assert LinuxHost(SystemClock(), proc=tmp_path).held_mib([7, 8]) == 0
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 

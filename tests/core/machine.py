@@ -50,7 +50,7 @@ class Machine:
     engine: Engine = field(default_factory=Engine)
     at: float = 1000.0
     save_fails: bool = False
-    mem_available_mib: int = 64000
+    mem_available_mib: int = 64000  # were none of ours there
     silent: bool = False  # the driver does not say what a process holds
     hung: bool = False  # the driver does not answer: the last sample is all there is
     lost: set[str] = field(default_factory=set)  # devices that cannot be used
@@ -303,7 +303,14 @@ class Machine:
         )
 
     def host(self) -> HostFact:
-        return HostFact(at=self.at, mem_available_mib=self.mem_available_mib)
+        held = {p.service: p.ram_mib for p in self.manager.processes()}
+        self.witness.room_seen_mib = self.mem_available_mib
+        return HostFact(
+            at=self.at,
+            mem_available_mib=max(0, self.mem_available_mib - sum(held.values())),
+            mem_total_mib=96000,
+            services=held,
+        )
 
     def probes(self) -> list[ev.Probed]:
         found = []
@@ -333,6 +340,10 @@ class Machine:
     def vram_mib(self, service: str) -> int:
         spec = self.catalog.services.get(service)
         return (spec.vram_mib or 0) if spec is not None else 0
+
+    def ram_mib(self, service: str) -> int:
+        spec = self.catalog.services.get(service)
+        return spec.ram_mib if spec is not None else 0
 
     def stop_timeout_s(self, service: str) -> float:
         spec = self.catalog.services.get(service)

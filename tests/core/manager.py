@@ -22,6 +22,7 @@ class Behaviour:
     term_s: float = 0.1  # after SIGTERM; SIGKILL follows at the unit's stop timeout
     linger_s: float = 0.0  # memory stays used and unlisted this long after the process is gone
     takes_mib: int | None = None  # None: what its spec says
+    takes_ram_mib: int | None = None  # likewise
     start_result: str = "done"
     exit_after_s: float | None = None  # ends by itself this long after its start
     never_ready: bool = False
@@ -37,6 +38,7 @@ class Process:
     ready_at: float
     invocation: str
     owner: object = None  # whoever asked for the start
+    ram_mib: int = 0
     sick: bool = False
 
     def on(self, uuid: str) -> int:
@@ -81,6 +83,8 @@ class World(Protocol):
     def behaviour(self, service: str) -> Behaviour: ...
 
     def vram_mib(self, service: str) -> int: ...
+
+    def ram_mib(self, service: str) -> int: ...
 
     def stop_timeout_s(self, service: str) -> float: ...
 
@@ -199,7 +203,8 @@ class Manager:
         mib = behaviour.takes_mib if behaviour.takes_mib is not None else self.world.vram_mib(service)
         ready_at = float("inf") if behaviour.never_ready else self.world.at + behaviour.load_s
         mib = mib if job.devices else 0
-        process = Process(next(self.pids), service, job.devices, mib, ready_at, unit.invocation, job.owner)
+        ram_mib = behaviour.takes_ram_mib if behaviour.takes_ram_mib is not None else self.world.ram_mib(service)
+        process = Process(next(self.pids), service, job.devices, mib, ready_at, unit.invocation, job.owner, ram_mib)
         unit.process = process
         self._to(unit, Active.ACTIVE, ended=None)
         self._job_ended(unit, "done")

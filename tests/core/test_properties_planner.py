@@ -95,9 +95,26 @@ def worlds(draw: st.DrawFn) -> PlanInput:
         services=services,
         wanted=needed_by(roots, specs),
         budgets=budgets,
-        ram_available_mib=draw(st.sampled_from([None, 0, 4000, 64000])),
+        host=draw(hosts(services)),
         paused=trouble and draw(st.booleans()),
         able=not trouble or draw(st.booleans()),
+    )
+
+
+@st.composite
+def hosts(draw, services: dict[str, ServiceView]) -> Budget | None:
+    """The host's memory: what runs holds what it declares, or more."""
+    room = draw(st.sampled_from([None, 0, 4000, 64000]))
+    if room is None:
+        return None
+    held = {
+        v.id: v.spec.ram_mib + draw(st.sampled_from([0, 0, 700]))
+        for v in services.values()
+        if v.spec is not None and not v.gone
+    }
+    total = room + sum(held.values()) + 2048 - draw(st.sampled_from([0, 0, 500]))
+    return Budget(
+        uuid="host", index=-1, name="", total_mib=total, reserve_mib=2048, foreign_mib=0, limit_mib=None, held=held
     )
 
 
@@ -132,7 +149,7 @@ class Rehearsal:
     def __post_init__(self) -> None:
         self.held = {uuid: dict(b.held) for uuid, b in self.world.budgets.items()}
         self.running = {v.id for v in self.world.services.values() if not v.gone}
-        self.ram_mib = self.world.ram_available_mib
+        self.host_held = dict(self.world.host.held) if self.world.host is not None else {}
 
     def run(self, dice: random.Random) -> "Rehearsal":
         """In one order in which each step comes after what it waits for; what is blocked never happens."""
@@ -149,8 +166,7 @@ class Rehearsal:
         match step.verb:
             case Verb.STOP:
                 self.running.discard(step.service)
-                if self.ram_mib is not None and view.spec is not None:
-                    self.ram_mib += view.spec.ram_mib
+                self.host_held.pop(step.service, None)
             case Verb.WAIT_RELEASE:
                 assert step.service not in self.running, "it waits for memory of something that runs"
                 for held in self.held.values():
@@ -169,9 +185,9 @@ class Rehearsal:
             assert not budget.trouble, "it starts on a device in trouble"
             self.held[uuid][spec.id] = each_mib
             assert not each_mib or sum(self.held[uuid].values()) <= budget.capacity_mib, "it over-commits a device"
-        if self.ram_mib is not None and spec.ram_mib:
-            self.ram_mib -= spec.ram_mib
-            assert self.ram_mib >= 0, "it over-commits the host's memory"
+        if self.world.host is not None and spec.ram_mib:
+            self.host_held[spec.id] = spec.ram_mib
+            assert sum(self.host_held.values()) <= self.world.host.capacity_mib, "it over-commits the host's memory"
         for other in self.running:
             holder = self.world.services[other].spec
             assert holder is None or holder.port is None or holder.port != spec.port, "two have one port"

@@ -16,6 +16,7 @@ from gpumodd.core.operations import State as OperationState
 
 if TYPE_CHECKING:
     from tests.core.machine import Machine
+    from tests.core.manager import Process
 
 
 class Witness:
@@ -27,6 +28,7 @@ class Witness:
         self.lenient = False  # something forced, or lied about, is under way
         self.seen: dict[str, dict[str, int]] = {}  # what the last sample showed, by device and process
         self.foreign: dict[str, int] = {}
+        self.room_seen_mib = machine.mem_available_mib  # of the host's memory, at the last look
         self.in_flight: dict[str, fx.StartUnit] = {}
         self.heard: set[str] = set()  # runs that the engine was told of
         self.operations: dict[str, Operation] = {}
@@ -64,12 +66,21 @@ class Witness:
             if sum(held.values()) > room:
                 self.overcommits.append(f"{uuid}: {held} into {room} MiB at {self.machine.at}, {late} MiB late")
 
+        policy = self.machine.engine.state.catalog.policy
+        if self.machine.ram_mib(effect.service):
+            ram = {s: self.machine.ram_mib(s) for s in self.in_flight}
+            ram |= {p.service: p.ram_mib for p in self.machine.manager.processes() if self._known(p)}
+            if sum(ram.values()) > self.room_seen_mib - policy.ram_reserve_mib:
+                self.overcommits.append(f"host: {ram} into {self.room_seen_mib} MiB at {self.machine.at}")
+
+    def _known(self, process: "Process") -> bool:
+        return process.invocation in self.heard or process.owner is self.machine.life
+
     def _held(self, uuid: str) -> tuple[dict[str, int], int]:
         m = self.machine
         held: dict[str, int] = {}
         for process in m.manager.processes():
-            known = process.invocation in self.heard or process.owner is m.life
-            if uuid in process.devices and known:
+            if uuid in process.devices and self._known(process):
                 held[process.service] = max(
                     share(m.vram_mib(process.service), len(process.devices)),
                     min(process.on(uuid), self.seen.get(uuid, {}).get(process.service, 0)),

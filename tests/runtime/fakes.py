@@ -1,6 +1,6 @@
 """The ports as far as the runtime's own tests need them; the real ones are tested in contracts and system."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from gpumodd.core.facts import Answer, DeviceFact, DevicesFact, HostFact, ProbeFact
 from gpumodd.drivers.api import ProbeSpec
@@ -55,6 +55,10 @@ class ScriptedUnits:
         self._do("owns", service)
         return self.listens.get(service)
 
+    async def pids(self, service: str) -> tuple[int, ...]:
+        self._do("pids", service)
+        return (7, 8)
+
     def owner(self, pid: int) -> str | None:
         return {7: "mine"}.get(pid)
 
@@ -103,6 +107,9 @@ class QuietHost:
         if self.unreadable:
             raise PortError("host_unreadable", "cannot read the free memory")
         return HostFact(at=self.clock.at, mem_available_mib=8000)
+
+    def held_mib(self, pids: Iterable[int]) -> int:
+        return 10 * len(tuple(pids))
 
     def missing_file(self, path: str) -> str:
         return self.missing.get(path, "")

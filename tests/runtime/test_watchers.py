@@ -7,6 +7,7 @@ from gpumodd.core.engine import Engine
 from gpumodd.core.facts import Active, Answer, ProcessFact, UnitFact
 from gpumodd.core.specs import Catalog, ServiceSpec
 from gpumodd.drivers.api import ProbeSpec
+from gpumodd.ports import PortError
 from gpumodd.runtime.definitions import Definitions
 from gpumodd.runtime.loop import Loop
 from gpumodd.runtime.watch_devices import DeviceWatcher
@@ -147,6 +148,24 @@ async def test_host_memory_that_cannot_be_read_does_not_stop_the_samples():
     (event,) = await posted(loop, 1)
     assert isinstance(event, ev.DevicesSampled)
     assert event.host is None
+
+
+async def test_the_host_is_asked_what_each_running_service_holds():
+    loop, clock = observed()
+    for service, active in (("up", Active.ACTIVE), ("down", Active.INACTIVE)):
+        loop.engine.state.track(service).unit = UnitFact(service=service, active=active, at=clock.at)
+    watcher = DeviceWatcher(OneDevice(clock), ScriptedUnits(), QuietHost(clock), loop)
+    fact = await watcher.host_memory()
+    assert (fact.mem_available_mib, fact.services) == (8000, {"up": 20})
+
+
+async def test_a_manager_that_is_away_does_not_hide_the_host():
+    loop, clock = observed()
+    units = ScriptedUnits()
+    units.fails = PortError("units_unreachable", "gone")
+    loop.engine.state.track("up").unit = UnitFact(service="up", active=Active.ACTIVE, at=clock.at)
+    fact = await DeviceWatcher(OneDevice(clock), units, QuietHost(clock), loop).host_memory()
+    assert (fact.mem_available_mib, fact.services) == (8000, {})
 
 
 async def test_whoever_asks_while_a_sample_is_taken_gets_a_later_one():
