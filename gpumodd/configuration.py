@@ -155,6 +155,7 @@ def definitions_of(loaded: Loaded) -> Definitions:
         unit_files=loaded.unit_files,
         probes=loaded.probes,
         device_env={s: partial(loaded.device_env, s) for s in loaded.catalog.services},
+        vram_at=loaded.vram_at,
     )
 
 

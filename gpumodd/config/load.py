@@ -12,15 +12,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
-from gpumodd.config import crosscheck, document, schema, settings, translate, validate
+from gpumodd.config import crosscheck, document, estimates, schema, settings, translate, validate
 from gpumodd.config.document import Document, Place, Unreadable
 from gpumodd.config.errors import ConfigProblem, Severity, did_you_mean, reason, shown
+from gpumodd.config.estimates import Memory
+from gpumodd.config.model_files import Unusable
 from gpumodd.config.render import DEFAULT, FOLDER, Renderer, resolve
 from gpumodd.config.sandbox import BUILT_IN, TemplateProblem
 from gpumodd.config.settings import Setting, SettingsRead
 from gpumodd.config.translate import Runnable
 from gpumodd.config.validate import problem_at
-from gpumodd.core.specs import BLANK, Catalog
+from gpumodd.core.specs import BLANK, Catalog, VramSource
 from gpumodd.drivers import registry as driver_registry
 from gpumodd.drivers.api import Driver, ProbeSpec, UnitFile
 from gpumodd.drivers.registry import NOT_BUILT, Registry
@@ -36,7 +38,8 @@ class Loaded:
     """Everything a configuration directory says.
 
     With errors, `catalog` holds only the services and modes that are sound; whether to use it is the caller's
-    decision. `unit_files`, `probes` and `drivers` go by service id, for the services of the catalog.
+    decision. `unit_files`, `probes` and `drivers` go by service id, for the services of the catalog; `memory` for those
+    whose figure is an estimate.
     """
 
     directory: Path
@@ -45,6 +48,7 @@ class Loaded:
     unit_files: Mapping[str, UnitFile] = field(default_factory=dict)
     probes: Mapping[str, ProbeSpec | None] = field(default_factory=dict)
     drivers: Mapping[str, Driver] = field(default_factory=dict)
+    memory: Mapping[str, Memory] = field(default_factory=dict)
     renderer: Renderer = field(default_factory=Renderer)
     problems: tuple[ConfigProblem, ...] = ()
     by_key: Mapping[str, Setting] = field(default_factory=dict)  # every key of gpumodd.yaml, and who set it
@@ -60,6 +64,13 @@ class Loaded:
     def device_env(self, service: str, uuids: tuple[str, ...]) -> Mapping[str, str]:
         """The environment that pins a service to these devices; raises DriverError."""
         return translate.device_env(self.drivers[service], uuids)
+
+    def vram_at(self, service: str, context: int) -> int | None:
+        """The memory a service would take with this context length; None when its figure does not follow from it."""
+        try:
+            return self.memory[service].mib(context) if service in self.memory else None
+        except Unusable:
+            return None
 
 
 def load(directory: Path, *, environ: Mapping[str, str] | None = None, registry: Registry | None = None) -> Loaded:
@@ -197,8 +208,24 @@ class _Loading:
                 place: Place = tuple(error.field.split(".")) if error.field else ()
                 self.problems.append(problem_at(where, place, str(error), hint=error.hint))
             if made is not None:
-                found[id] = made
+                found[id] = made if model.vram_mib is not None else self._estimated(made, options, model, where)
         return found
+
+    def _estimated(self, made: Runnable, options: object, model: schema.Service, where: Document) -> Runnable:
+        """The service with an estimate of its memory, or as it is, and why there is none."""
+        try:
+            memory = estimates.memory(made.driver, made.spec, options, model.args, model.env)
+            if memory is None:
+                return made
+            spec = replace(made.spec, vram_mib=memory.mib(), vram_source=VramSource.ESTIMATED)
+        except Unusable as error:
+            message = f"cannot estimate its memory: {error}"
+            hint = "a start is refused until this is mended, or vram_mib declared"
+            self.problems.append(
+                problem_at(where, ("model",), message, hint=hint, code="vram_unknown", severity=Severity.WARNING)
+            )
+            return made
+        return replace(made, spec=spec, memory=memory)
 
     def _options(self, driver: Driver, where: Document, value: object) -> object | None:
         """The service's `options:` as the driver's own dataclass."""
@@ -304,6 +331,7 @@ class _Loading:
             unit_files=MappingProxyType({id: made.unit for id, made in sound.items()}),
             probes=MappingProxyType({id: made.probe for id, made in sound.items()}),
             drivers=MappingProxyType({id: made.driver for id, made in sound.items()}),
+            memory=MappingProxyType({id: made.memory for id, made in sound.items() if made.memory is not None}),
             renderer=renderer,
             problems=tuple(sorted(self.problems)),
             by_key=MappingProxyType(dict(read.by_key)),

@@ -231,7 +231,9 @@ class Service(Section):
     )
     host: Host = Field(default="127.0.0.1", description="address the server listens on")
     vram_mib: Mib | None = Field(
-        default=None, description="device memory it needs; `vram_mb` is an alias. Without a figure a start is refused"
+        default=None,
+        description="device memory it needs; `vram_mb` is an alias. Omitted: estimated from the model's file, and "
+        "where that cannot be done a start is refused",
     )
     ram_mib: Mib | None = Field(default=None, description="host memory it needs")
     context: Annotated[int, Field(ge=1, le=100_000_000)] | None = Field(

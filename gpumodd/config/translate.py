@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 from gpumodd.config import schema
+from gpumodd.config.estimates import Memory
 from gpumodd.core.specs import HealthSpec, ModeSpec, OnFailure, OnLeave, Policy, ServiceSpec
 from gpumodd.drivers.api import Driver, DriverContext, DriverError, ProbeSpec, UnitFile
 
@@ -27,6 +28,7 @@ class Runnable:
     driver: Driver
     unit: UnitFile
     probe: ProbeSpec | None
+    memory: Memory | None = None  # how its memory follows from its model; None when it was declared
 
 
 def service(model: schema.Service) -> ServiceSpec:

@@ -93,3 +93,32 @@ class Driver(Protocol):
     def device_env(self, uuids: tuple[str, ...]) -> Mapping[str, str]:
         """The environment that pins a service to these devices."""
         ...
+
+
+@runtime_checkable
+class Estimating(Protocol):
+    """What a driver can do beside that: tell how much device memory a service takes, from its model's files.
+
+    The shell reads their headers; the driver gets what they say, by path: a `gpumodd.estimate.gguf.Header` or a
+    `gpumodd.estimate.checkpoint.Checkpoint`.
+    """
+
+    def model_files(self, spec: ServiceSpec, options: Any, *, args: tuple[str, ...]) -> tuple[str, ...]:
+        """The absolute paths of the models an estimate needs; none when none can be made."""
+        ...
+
+    def estimate_mib(
+        self,
+        spec: ServiceSpec,
+        options: Any,
+        *,
+        args: tuple[str, ...],
+        env: Mapping[str, str],
+        models: Mapping[str, Any],
+        context: int | None = None,
+    ) -> int:
+        """What it takes on all its devices together; with `context`, as if that were its context length.
+
+        Raises ValueError when these models allow no estimate.
+        """
+        ...

@@ -1,11 +1,13 @@
 """llama.cpp: `llama-server` with one GGUF. Owns its command line; router mode is not built yet."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from gpumodd.core.specs import ServiceSpec
 from gpumodd.drivers import command
 from gpumodd.drivers.api import DriverContext, DriverError, ProbeSpec, UnitFile
+from gpumodd.estimate import flags, llamacpp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,25 @@ class LlamaCppDriver:
 
     def device_env(self, uuids: tuple[str, ...]) -> Mapping[str, str]:
         return command.cuda_devices(uuids)
+
+    def model_files(self, spec: ServiceSpec, options: LlamaCppOptions, *, args: tuple[str, ...]) -> tuple[str, ...]:
+        return (command.absolute(str(spec.model), options.cwd),)
+
+    def estimate_mib(
+        self,
+        spec: ServiceSpec,
+        options: LlamaCppOptions,
+        *,
+        args: tuple[str, ...],
+        env: Mapping[str, str],
+        models: Mapping[str, Any],
+        context: int | None = None,
+    ) -> int:
+        run = flags.run((*_derived(spec, args), *args), env, devices=spec.device_count)
+        if context is not None:
+            run = replace(run, context=context)
+        (path,) = self.model_files(spec, options, args=args)
+        return llamacpp.breakdown(models[path], run).vram_mib
 
 
 def _derived(spec: ServiceSpec, args: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,0 +1,72 @@
+"""What llama-server's command line and environment say about its memory.
+
+Owns the names of the flags, the old ones too. What does not parse is left out: the program itself will refuse it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+from gpumodd.estimate.llamacpp import CACHE_TYPES, Run
+from gpumodd.estimate.quantization import BY_NAME, Quantization
+
+
+def run(args: Iterable[str], env: Mapping[str, str], *, devices: int = 1) -> Run:
+    """How a server with this command line runs."""
+    changes: dict[str, Any] = {}
+    for flag, word in _said(tuple(args), env):
+        value = flag.parse(word)
+        if value is not None:
+            changes[flag.field] = value
+    return replace(Run(devices=devices), **changes)
+
+
+def _count(word: str) -> int | None:
+    number = _number(word)
+    return number if number is not None and number > 0 else None
+
+
+def _number(word: str) -> int | None:
+    try:
+        number = int(word)
+    except ValueError:
+        return None
+    return number if 0 <= number <= 1 << 40 else None
+
+
+def _type(word: str) -> Quantization | None:
+    return BY_NAME[word] if word in CACHE_TYPES else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Flag:
+    """One setting of Run, and how it is said."""
+
+    field: str
+    variable: str  # the environment variable that stands for it
+    names: tuple[str, ...]
+    parse: Callable[[str], object]
+
+
+_FLAGS = (
+    _Flag("context", "LLAMA_ARG_CTX_SIZE", ("-c", "--ctx-size"), _number),
+    _Flag("slots", "LLAMA_ARG_N_PARALLEL", ("-np", "--parallel"), _count),
+    _Flag("batch", "LLAMA_ARG_BATCH", ("-b", "--batch-size"), _count),
+    _Flag("micro_batch", "LLAMA_ARG_UBATCH", ("-ub", "--ubatch-size"), _count),
+    _Flag("key_type", "LLAMA_ARG_CACHE_TYPE_K", ("-ctk", "--cache-type-k"), _type),
+    _Flag("value_type", "LLAMA_ARG_CACHE_TYPE_V", ("-ctv", "--cache-type-v"), _type),
+)
+_BY_NAME = MappingProxyType({name: flag for flag in _FLAGS for name in flag.names})
+
+
+def _said(args: tuple[str, ...], env: Mapping[str, str]) -> Iterator[tuple[_Flag, str]]:
+    """Environment first, then the flags in their order: what comes later wins."""
+    for flag in _FLAGS:
+        if flag.variable in env:
+            yield flag, env[flag.variable]
+    words = iter(args)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name in _BY_NAME:
+            yield _BY_NAME[name], value if equals else next(words, "")
