@@ -240,6 +240,7 @@ class Views:
             finished_at=self.time_or_none(op.finished_at),
             seconds=round(max(0.0, end - op.created_at), 3),
             forced=op.force,
+            passed=[reason(r) for r in op.passed],
             why=f"asked by {op.actor}" if op.actor else "",
         )
 

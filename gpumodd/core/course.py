@@ -53,7 +53,7 @@ class Course:
                 self._state.desired,
                 reach=world.reach_of(self._state, active),
                 restarts=world.must_restart(active),
-                unbounded=any(op.force for op in active),
+                lenient=world.forced(active),
                 quiesce=all(op.quiesce for op in active),
             )
         )
@@ -118,8 +118,9 @@ class Course:
         track.failure = track.failed_at = track.backoff_until = None
         track.start_effect = self._outbox.number()
         self._outbox.emit(fx.StartUnit(id=track.start_effect, service=step.service, devices=track.devices))
+        passed = [r for r in proposed.passed if r.service == step.service]
         for op in owners:
-            current = state.operations[op.id]
+            current = operations.let_through(state.operations[op.id], passed)
             self._state.put(replace(current, attempted=tuple(sorted({*current.attempted, step.service}))))
         return True
 

@@ -58,8 +58,6 @@ def gates(
 ) -> tuple[dict[str, frozenset[StepKey]], list[Reason]]:
     """For each start the releases it draws on. Who gets memory at all goes by the order of `coming`; of what is free
     now, those are served first whom it satisfies, so that they wait for nothing."""
-    if given.unbounded:
-        return {v.id: frozenset() for v in coming}, []
     # What is already on its way back comes first, then what is already stopping, then the rest.
     by_nearness = sorted(leaving, key=lambda v: (not v.gone, not v.stopping, v.id))
     books: dict[str, Book] = {}
@@ -78,9 +76,12 @@ def gates(
         needed = needs[view.id]
         short = [book for book, mib in needed.items() if mib > left[book]]
         reasons += [_too_little(view, book, needed[book], left[book], given) for book in short]
-        if not short:  # what cannot start takes nothing away from the others
-            admitted.append(view.id)
-            left.update({book: left[book] - mib for book, mib in needed.items()})
+        if short and view.id in given.lenient:  # it waits for what can be had, and then comes all the same
+            needed = needs[view.id] = {book: min(mib, left[book]) for book, mib in needed.items()}
+        elif short:  # what cannot start takes nothing away from the others
+            continue
+        admitted.append(view.id)
+        left.update({book: left[book] - mib for book, mib in needed.items()})
     at_once = [s for s in admitted if all(mib <= books[book].free_now for book, mib in needs[s].items())]
     drawn: dict[str, frozenset[StepKey]] = {}
     for service in (*at_once, *(s for s in admitted if s not in at_once)):

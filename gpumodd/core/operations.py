@@ -144,6 +144,7 @@ class Operation:
     attempted: tuple[str, ...] = ()  # services it has given a start command
     abandoned: tuple[str, ...] = ()  # services that would not end: it goes on without them
     kept: tuple[str, ...] = ()
+    passed: tuple[Reason, ...] = ()  # what spoke against it and was let through by force or `overcommit: warn`
     steps: tuple[Step, ...] = ()
     failure: Failure | None = None
     returning: State | None = None
@@ -208,6 +209,13 @@ def merge(
     steps = [_updated(s, wanted[s.key], ids, at) if s.state.open and s.key in wanted else s for s in steps]
     merged = tuple(_in_order(steps))
     return operation if merged == operation.steps else replace(operation, steps=merged)
+
+
+def let_through(operation: Operation, reasons: Iterable[Reason]) -> Operation:
+    """Record what spoke against a start that was given all the same; the same reason counts once."""
+    known = {(r.code, r.service, r.device) for r in operation.passed}
+    new = tuple(r for r in reasons if (r.code, r.service, r.device) not in known)
+    return replace(operation, passed=(*operation.passed, *new)) if new else operation
 
 
 def close(operation: Operation, state: StepState, at: float, *, error: str | None = None) -> Operation:

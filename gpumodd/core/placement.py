@@ -33,7 +33,7 @@ def place(
     for view in sorted(coming, key=lambda v: (-needed_mib(v), v.id)):
         spec = view.spec
         assert spec is not None
-        if spec.vram_mib is None and not given.unbounded:
+        if spec.vram_mib is None:
             reasons.append(_unknown(spec))
         if not given.counted or spec.vram_mib == 0:
             continue

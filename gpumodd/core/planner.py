@@ -14,7 +14,7 @@ from gpumodd.core.ledger import share
 from gpumodd.core.operations import PlannedStep, StepKey, Verb
 from gpumodd.core.phase import Phase
 from gpumodd.core.placement import needed_mib, place
-from gpumodd.core.plans import DeviceForecast, Plan, PlanInput, ServiceView
+from gpumodd.core.plans import PASSABLE, DeviceForecast, Plan, PlanInput, ServiceView
 from gpumodd.core.problems import Reason
 from gpumodd.core.specs import ServiceSpec
 
@@ -32,12 +32,15 @@ def plan(given: PlanInput) -> Plan:
     steps = _leave(leaving, specs, given)
     gates, blocked = gates_of(coming, leaving, placements, given)
     reasons += blocked
+    passed = [r for r in reasons if r.service in given.lenient and r.code in PASSABLE]
+    reasons = [r for r in reasons if r not in passed]
     refused = {r.service for r in reasons}
     steps += _come(order, leaving, placements, gates, refused, given)
     untouched = {s.service for s in steps}
     return Plan(
         steps=tuple(steps),
         blocked=tuple(reasons),
+        passed=tuple(passed),
         placements=placements,
         forecast=forecast(order, placements, given),
         kept=tuple(s for s in sorted(given.wanted) if s in specs and s not in untouched),

@@ -9,6 +9,9 @@ from gpumodd.core.phase import Phase
 from gpumodd.core.problems import Reason
 from gpumodd.core.specs import ServiceSpec
 
+# Reasons that force, and `overcommit: warn`, let pass.
+PASSABLE = frozenset({"vram_insufficient", "vram_unknown", "ram_insufficient"})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceView:
@@ -39,7 +42,7 @@ class PlanInput:
     budgets: Mapping[str, Budget]
     counted: bool = True  # False: nobody watches device memory (backend none), so it is not planned either
     host: Budget | None = None  # the host's memory, kept like a device's; None: not known, not judged
-    unbounded: bool = False  # forced, or overcommit: warn
+    lenient: frozenset[str] = frozenset()  # who may come with too little memory: forced, or `overcommit: warn`
     able: bool = True  # commands can be given: the service manager answers, the state file can be written
     paused: bool = False  # quiesce: no start yet
 
@@ -60,6 +63,7 @@ class Plan:
 
     steps: tuple[PlannedStep, ...] = ()
     blocked: tuple[Reason, ...] = ()
+    passed: tuple[Reason, ...] = ()  # what speaks against a start that may come all the same
     placements: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     forecast: tuple[DeviceForecast, ...] = ()
     kept: tuple[str, ...] = ()

@@ -15,12 +15,12 @@ from gpumodd.core.facts import InspectFact
 from gpumodd.core.intents import Intent
 from gpumodd.core.operations import Kind
 from gpumodd.core.planner import plan
-from gpumodd.core.plans import Plan
+from gpumodd.core.plans import PASSABLE, Plan
 from gpumodd.core.problems import Reason
 from gpumodd.core.specs import ModeSpec
 from gpumodd.core.state import State
 
-PASSED_BY_FORCE = frozenset({"vram_insufficient", "vram_unknown", "ram_insufficient", "quiesce_active"})
+PASSED_BY_FORCE = PASSABLE | {"quiesce_active"}
 
 
 def for_switch(state: State, event: SwitchRequested) -> Intent | Refusal:
@@ -90,7 +90,7 @@ def plan_of(state: State, intent: Intent) -> tuple[Desired, Plan]:
         state,
         wish,
         restarts=restarts_of(state, intent),
-        unbounded=intent.force,
+        lenient=world.forced(state.active_operations()) | (mine if intent.force else set()),
         quiesce=False,  # judged as a reason of its own, below
         reach=world.reach_of(state, (intent, *state.active_operations())),
         extra_back=world.held_back(state, wish) - mine,

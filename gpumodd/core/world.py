@@ -185,7 +185,7 @@ def plan_input(
     desired: Desired,
     *,
     restarts: frozenset[str] = frozenset(),
-    unbounded: bool = False,
+    lenient: frozenset[str] = frozenset(),
     quiesce: bool = True,
     extra_back: frozenset[str] | None = None,
     reach: frozenset[str] | None = None,
@@ -203,7 +203,7 @@ def plan_input(
         budgets=budgets(state),
         counted=state.devices is None or state.devices.backend != "none",
         host=host_budget(state),
-        unbounded=unbounded or policy.overcommit == "warn",
+        lenient=frozenset(state.catalog.services) if policy.overcommit == "warn" else lenient,
         able=not state.units_lost and not state.unsaved,
         paused=quiesce and quiesce_left(state) > 0,
     )
@@ -258,6 +258,11 @@ def quiesce_left(state: State) -> float:
 def must_restart(operations: list[Operation]) -> frozenset[str]:
     """Services that some of these operations want to go before they come."""
     return frozenset(s for op in operations for s in op.restarts)
+
+
+def forced(operations: list[Operation]) -> frozenset[str]:
+    """Services that may come although there is too little memory for them."""
+    return frozenset(s for op in operations if op.force for s in op.goals)
 
 
 class Doer(Protocol):

@@ -160,6 +160,7 @@ class Step(Struct, kw_only=True):
 class Operation(Struct, kw_only=True):
     """A journalled run of a plan.
 
+    `passed` is what spoke against it and was let through, by force or by `overcommit: warn`.
     `started` … `kept` are service ids, sorted. `steps` stand in an order in which they may run. An operation that
     was open when the daemon crashed goes on under its own id.
     """
@@ -179,6 +180,7 @@ class Operation(Struct, kw_only=True):
     finished_at: str | None = None
     seconds: float | None = None
     forced: bool = False
+    passed: list["Reason"] = field(default_factory=list)
     why: str = ""
 
 

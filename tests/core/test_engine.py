@@ -72,6 +72,34 @@ def test_force_passes_the_memory_refusal():
     assert m.witness.overcommits  # it sees what force allowed
 
 
+def test_what_force_has_passed_is_recorded_with_its_numbers():
+    m = two_modes()
+    op = m.do("switch", "huge", force=True)
+    assert op.force
+    assert [(r.code, r.service, r.details["needed_mib"]) for r in op.passed] == [("vram_insufficient", "code", 15000)]
+    assert m.do("switch", "rag").passed == ()
+
+
+def test_a_warning_policy_lets_it_pass_and_records_it():
+    m = two_modes(overcommit="warn")
+    m.witness.lenient = True
+    op = m.do("switch", "huge")
+    assert (op.state, op.force) == (State.SUCCEEDED, False)
+    assert [r.code for r in op.passed] == ["vram_insufficient"]
+    assert "overcommitted" in m.problems()
+
+
+def test_force_is_for_the_one_who_uses_it():
+    m = two_modes()
+    m.do("switch", "rag")
+    m.behaviours["chat"] = Behaviour(load_s=30.0)
+    m.ask("start", "chat", force=True)
+    m.run(1.0)
+    assert m.refused("start", "code").reasons[0].code == "vram_insufficient"
+    m.run()
+    assert m.running() == {"embed", "tiny", "chat"}
+
+
 def test_the_same_mode_again_repairs_drift_and_says_what_it_started():
     m = two_modes(drift="report")
     m.do("switch", "rag")

@@ -1,5 +1,7 @@
 """Plans for machines that are easy to see through; what holds for all is in test_properties_planner."""
 
+from dataclasses import replace
+
 from gpumodd.core.ledger import Budget
 from gpumodd.core.operations import Verb
 from gpumodd.core.phase import Phase
@@ -120,8 +122,23 @@ def test_a_unit_that_nothing_configures_is_stopped():
 def test_unknown_memory_is_refused_and_force_passes_it():
     given = machine(down(service("a", None)), wanted="a")
     assert codes(plan(given)) == [("vram_unknown", "a")]
-    forced = PlanInput(services=given.services, wanted=given.wanted, budgets=given.budgets, unbounded=True)
-    assert codes(plan(forced)) == []
+    made = plan(replace(given, lenient=frozenset("a")))
+    assert codes(made) == []
+    assert [r.code for r in made.passed] == ["vram_unknown"]
+
+
+def test_who_is_forced_waits_for_what_comes_back_and_for_nothing_more():
+    views = up(service("a", 12000)), up(service("b", 4000)), down(service("c", 23000))
+    made = plan(machine(*views, wanted={"b", "c"}, lenient=frozenset("c")))
+    assert steps(made)["start c"] == ("wait_release a",)
+    assert [(r.code, r.service, r.details["available_mib"]) for r in made.passed] == [("vram_insufficient", "c", 20000)]
+
+
+def test_what_one_takes_by_force_is_not_there_for_the_others():
+    views = down(service("a", 30000, priority=90)), down(service("b", 100))
+    made = plan(machine(*views, wanted={"a", "b"}, lenient=frozenset("a")))
+    assert codes(made) == [("vram_insufficient", "b")]
+    assert [s.service for s in made.ready() if s.verb is Verb.START] == ["a"]
 
 
 def test_dependencies_come_first_then_priority_then_size_then_name():
