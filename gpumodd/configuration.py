@@ -16,6 +16,7 @@ from gpumodd.config import modes as mode_files
 from gpumodd.config.errors import ConfigProblem
 from gpumodd.config.load import Loaded, load
 from gpumodd.core import events as ev
+from gpumodd.core import world
 from gpumodd.core.specs import Catalog
 from gpumodd.drivers.api import UnitFile
 from gpumodd.ports import PortError, Units
@@ -80,17 +81,19 @@ class Configuration:
         await self._loop.handled(ev.CatalogLoaded(at=self._loop.now(), catalog=loaded.catalog))
         result = _difference(before, loaded.catalog)
         log.info("reloaded", added=len(result.added), changed=len(result.changed), removed=len(result.removed))
+        result.stale = self._stale()
         if restart_changed:
-            result.restarted = await self._restart(result.changed)
+            result.restarted = await self._restart(result.stale)
         self._bus.publish(self._loop.now(), "config", msgspec.to_builtins(result))
         return result
 
-    async def _restart(self, changed: list[str]) -> list[str]:
-        """Restart what runs with an old definition, of this reload or of one before."""
-        specs = self.definitions.catalog.services
-        tracks = self._loop.engine.state.tracks
-        running = [s for s in sorted(specs) if s in tracks and not tracks[s].gone]
-        stale = [s for s in running if s in changed or tracks[s].fingerprint not in ("", specs[s].fingerprint)]
+    def _stale(self) -> list[str]:
+        """What runs with an old definition, of this reload or of one before."""
+        state = self._loop.engine.state
+        return [s for s in sorted(state.catalog.services) if world.stale(state, s)]
+
+    async def _restart(self, stale: list[str]) -> list[str]:
+        """Ask for a restart of each; the engine judges and orders them as anybody's."""
         for service in stale:
             await self._loop.request(partial(self._restart_request, service))
         return stale

@@ -143,9 +143,10 @@ class Devices(Protocol):
 
     backend: str  # "nvml" | "simulated" | "none"
 
-    async def sample(self) -> DevicesFact:
+    async def sample(self, *, thorough: bool = False) -> DevicesFact:
         """One sample of all devices, `service` of each process still unset. Never raises for a missing driver, a
-        lost GPU or a hung call: `error` and `lost` say so, and the last good figures stay with their old `at`."""
+        lost GPU or a hung call: `error` and `lost` say so, and the last good figures stay with their old `at`.
+        `thorough`: begun after this call, with a look at the devices' health, which may else be some seconds old."""
         ...
 
     def asleep(self) -> bool:

@@ -23,7 +23,7 @@ def reload(invocation: Invocation, restart_changed: bool) -> int:
     else:
         counts = ", ".join(f"{len(getattr(result, what))} {what}" for what in _COUNTED)
         invocation.say(f"Reloaded: {counts}.")
-        for what in (*_COUNTED[:3], "restarted"):
+        for what in (*_COUNTED[:3], "restarted", "stale"):
             ids: list[str] = getattr(result, what)
             if ids:
                 invocation.say(f"{what.capitalize()}:", *(f"  {text.clean(id)}" for id in ids))

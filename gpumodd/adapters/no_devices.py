@@ -13,7 +13,7 @@ class NoDevices:
     def __init__(self, reason: str = "") -> None:
         self._reason = reason  # why there are none, when somebody looked for them
 
-    async def sample(self) -> DevicesFact:
+    async def sample(self, *, thorough: bool = False) -> DevicesFact:  # noqa: ARG002
         return DevicesFact(at=time.clock_gettime(time.CLOCK_BOOTTIME), backend=self.backend, error=self._reason)
 
     def asleep(self) -> bool:

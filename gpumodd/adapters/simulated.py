@@ -4,13 +4,16 @@ Owns the translation of a table into facts. Behaves as the NVML adapter does whe
 whole source fails: the last good figures stay, with their old time.
 """
 
+import contextlib
 import os
 import time
 from dataclasses import replace
 from pathlib import Path
 
-from gpumodd.core.facts import DeviceFact, DevicesFact, ProcessFact
+from gpumodd.core.facts import DeviceFact, DevicesFact, HealthFact, ProcessFact
 from gpumodd.demo.table import Device, DeviceTable, Table, TableError
+
+HW_THERMAL = 0x40  # NVML's bit for a slowdown by the hardware, for its heat
 
 
 class SimulatedDevices:
@@ -22,7 +25,7 @@ class SimulatedDevices:
         self._table = DeviceTable(path)
         self._last: dict[str, DeviceFact] = {}
 
-    async def sample(self) -> DevicesFact:
+    async def sample(self, *, thorough: bool = False) -> DevicesFact:  # noqa: ARG002
         at = time.clock_gettime(time.CLOCK_BOOTTIME)
         try:
             table = self._table.read()
@@ -47,6 +50,7 @@ class SimulatedDevices:
                 ProcessFact(pid=pid, used_mib=mib, name=_name(pid))
                 for pid, mib in sorted(table.processes(device.uuid).items())
             ),
+            health=_health(table, device.uuid),
         )
         return replace(fact, lost=f"the GPU is lost (code {device.lost})") if device.lost else fact
 
@@ -55,6 +59,26 @@ class SimulatedDevices:
 
     def close(self) -> None:
         pass
+
+
+def _health(table: Table, uuid: str) -> HealthFact:
+    figures = table.health(uuid)
+
+    def number(name: str) -> int | None:
+        with contextlib.suppress(KeyError, ValueError):  # what nobody can read is not said
+            return int(figures[name], 0)
+        return None
+
+    return HealthFact(
+        temperature_c=number("temperature"),
+        slowdown_c=number("slowdown"),
+        shutdown_c=number("shutdown"),
+        thermal_slowdown=bool((number("throttle") or 0) & HW_THERMAL),
+        ecc_volatile=number("ecc-volatile"),
+        ecc_aggregate=number("ecc-aggregate"),
+        reset_needed=bool(number("retired-pending") or number("remap-pending")),
+        remap_failed=bool(number("remap-failed")),
+    )
 
 
 def _name(pid: int) -> str:

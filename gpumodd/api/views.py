@@ -120,7 +120,10 @@ class Views:
             free_mib=max(0, device.total_mib - device.used_mib),
             sampled_at=self.time(device.at),
             reserve_mib=self.state.catalog.policy.vram_reserve_mib,
-            stale=bool(budget and budget.trouble),
+            limit_mib=budget.limit_mib if budget else None,
+            stale=bool(device.lost or (budget and budget.trouble == "telemetry_stale")),
+            temperature_c=device.health.temperature_c,
+            unhealthy="; ".join(ailment.text for ailment in budget.ailments) or None if budget else None,
             processes=[
                 t.DeviceProcess(pid=p.pid, used_mib=p.used_mib, service=p.service, name=p.name)
                 for p in sorted(device.processes, key=lambda p: p.pid)
@@ -185,6 +188,7 @@ class Views:
             sleep_level=None,
             since=self.time(track.since),
             problem=self.problem(problem) if problem is not None else None,
+            stale=world.stale(state, service),
         )
 
     def explanation(self, service: str) -> t.Explanation:

@@ -110,6 +110,7 @@ def device_env(driver: Driver, uuids: tuple[str, ...]) -> Mapping[str, str]:
 def fingerprint(found: Runnable, template: str) -> str:
     """Changes exactly when something changes that a restart would bring into effect."""
     said = asdict(found.unit)
+    del said["description"]  # for people; no process ever sees it
     for key in ("host", "port", "devices", "device_count"):
         said[key] = getattr(found.spec, key)
     said["template"] = template

@@ -5,11 +5,11 @@ from dataclasses import replace
 from gpumodd.core import outcomes, world
 from gpumodd.core.desired import dependents
 from gpumodd.core.facts import Answer, DeviceFact
+from gpumodd.core.health import ailments
 from gpumodd.core.ledger import Budget
 from gpumodd.core.phase import Phase
 from gpumodd.core.planner import plan
 from gpumodd.core.problems import Problem, Reason
-from gpumodd.core.specs import ServiceSpec
 from gpumodd.core.state import State, Track
 
 AT_REST = frozenset({Phase.STOPPED, Phase.FAILED, Phase.BACKOFF})
@@ -127,14 +127,21 @@ def _of_machine(state: State) -> list[Problem]:
 def _of_device(state: State, device: DeviceFact, budget: Budget | None) -> list[Problem]:
     found: list[Problem] = []
     seen = state.attribution.get(device.uuid)
-    if device.lost:
+    ailing = ailments(device)
+    if ailing:
         found.append(
             Problem(
-                code="device_lost",
-                message=f"{device.name} (device {device.index}) cannot be used: {device.lost}",
-                hint="`nvidia-smi` and the kernel's log say more; a driver reset or a reboot brings it back",
+                code="device_lost" if device.lost else "device_unhealthy",
+                message=(
+                    f"{device.name} (device {device.index}) cannot be used: {device.lost}"
+                    if device.lost
+                    else f"nothing is started on {device.name} (device {device.index}): "
+                    + "; ".join(ailment.text for ailment in ailing)
+                ),
+                hint=ailing[0].hint,
                 since=device.at,
                 device=device.uuid,
+                details={name: value for ailment in ailing for name, value in ailment.details.items()},
             )
         )
     if seen is not None and seen.guessed:
@@ -169,7 +176,7 @@ def of_service(state: State, service: str, track: Track, *, desired: bool) -> li
     since = track.failed_at if track.failed_at is not None else track.since
     reasons = _of_run(state, service, track, desired=desired)
     found = [_problem(reason, since=since, service=service) for reason in reasons]
-    reasons = _of_definition(service, track, state.catalog.services.get(service), world.phase_of(state, service))
+    reasons = _of_definition(state, service, track, world.phase_of(state, service))
     return found + [_problem(reason, since=track.since, service=service) for reason in reasons]
 
 
@@ -236,15 +243,16 @@ def _of_run(state: State, service: str, track: Track, *, desired: bool) -> list[
     return found
 
 
-def _of_definition(service: str, track: Track, spec: ServiceSpec | None, phase: Phase) -> list[Reason]:
+def _of_definition(state: State, service: str, track: Track, phase: Phase) -> list[Reason]:
+    spec = state.catalog.services.get(service)
     found: list[Reason] = []
     running = phase in (Phase.LOADING, Phase.READY, Phase.DEGRADED)
-    if spec is not None and running and track.fingerprint and track.fingerprint != spec.fingerprint:
+    if running and world.stale(state, service):
         found.append(
             Reason(
                 code="definition_changed",
                 message=f"{service} still runs with the configuration it was started with",
-                hint=f"`gpumodctl service restart {service}` takes the new one over",
+                hint=f"a switch to its mode, or `gpumodctl service restart {service}`, takes the new one over",
             )
         )
     declared = spec.vram_mib if spec is not None else None

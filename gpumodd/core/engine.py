@@ -80,7 +80,7 @@ class Engine:
                 told = fold.host(state, event.host)
                 return fold.devices(state, event.fact) or told or state.awaits_sample
             case ev.CatalogLoaded():
-                state.catalog = event.catalog
+                fold.catalog(state, event.catalog)
                 state.costs = {s: known for s, known in state.costs.items() if s in event.catalog.services}
             case ev.UnitStarted():
                 self._start_ended(event)

@@ -85,6 +85,20 @@ class ProcessFact:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HealthFact:
+    """What the driver says of a device's health; None and False also where it says nothing."""
+
+    temperature_c: int | None = None
+    slowdown_c: int | None = None  # from here on the hardware slows itself down
+    shutdown_c: int | None = None  # here it switches itself off
+    thermal_slowdown: bool = False  # the hardware slows itself down now, for its heat
+    ecc_volatile: int | None = None  # uncorrected memory errors since the driver was loaded
+    ecc_aggregate: int | None = None  # … in the device's life
+    reset_needed: bool = False  # damaged memory is taken out of use at the next reset
+    remap_failed: bool = False  # … and cannot be: no spare row was left
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceFact:
     """One sample of one device."""
 
@@ -96,6 +110,7 @@ class DeviceFact:
     at: float  # when the sample was taken
     processes: tuple[ProcessFact, ...] = ()
     lost: str = ""  # why it cannot be used, empty when it can
+    health: HealthFact = HealthFact()  # looked at less often than the memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,11 @@ It decides nothing; the engine plans on what stands here afterwards.
 from gpumodd.core import ops
 from gpumodd.core.costs import Costs
 from gpumodd.core.facts import Active, Answer, DeviceFact, DevicesFact, Ended, HostFact, ProbeFact, UnitFact
+from gpumodd.core.health import kinds
 from gpumodd.core.ledger import Leaving, ReleaseWindow, attribute, share
 from gpumodd.core.phase import Health
 from gpumodd.core.problems import Reason
+from gpumodd.core.specs import Catalog
 from gpumodd.core.state import State, Track
 
 BACKOFF_BASE_S = 1.0
@@ -71,6 +73,8 @@ def _run_began(state: State, track: Track, fact: UnitFact) -> None:
     if not expected:
         track.stop_asked_at, track.judged, track.loading_from = None, False, None
         track.started_at = fact.since if fact.since is not None else fact.at
+        if not state.observing:  # what the last daemon started it with is remembered, anybody else took what is there
+            track.fingerprint = ""
         if not fact.gone:
             track.tell(fact.at, "found running" if state.observing else "started outside gpumodd")
 
@@ -148,6 +152,17 @@ def put_off(state: State, track: Track, reason: Reason) -> None:
     """A repair has to wait for something else: say what for, and look again later. This is no failure of its own."""
     track.failure, track.failed_at = reason, state.at
     track.backoff_until = state.at + LOOK_AGAIN_S
+
+
+# -- definitions ----------------------------------------------------------------------------------------------
+
+
+def catalog(state: State, new: Catalog) -> None:
+    """Take over a configuration. What runs without our having started it runs what was in force until now."""
+    for service, track in state.tracks.items():
+        if not track.gone and not track.fingerprint and service in state.catalog.services:
+            track.fingerprint = state.catalog.services[service].fingerprint
+    state.catalog = new
 
 
 # -- jobs -----------------------------------------------------------------------------------------------------
@@ -231,15 +246,17 @@ def devices(state: State, fact: DevicesFact) -> bool:
     for device in fact.devices:
         old = known.get(device.uuid)
         window = state.windows.get(device.uuid)
-        same = old is not None and (old.used_mib, old.processes, old.lost) == (
-            device.used_mib,
-            device.processes,
-            device.lost,
-        )
+        same = old is not None and _same(old, device)
         if same and window is None:
             continue
         changed |= _device(state, device) or not same
     return changed
+
+
+def _same(one: DeviceFact, other: DeviceFact) -> bool:
+    """Would a plan make no difference between these samples?"""
+    figures = (one.used_mib, one.processes, one.lost) == (other.used_mib, other.processes, other.lost)
+    return figures and (one.health == other.health or kinds(one) == kinds(other))
 
 
 def estimate_on(state: State, service: str, device: DeviceFact) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from gpumodd.core.facts import DeviceFact
+from gpumodd.core.health import Ailment
 from gpumodd.core.specs import Policy
 
 HOST = "host"  # the name under which the host's memory is kept in the same books as the devices
@@ -132,6 +133,7 @@ class Budget:
     limit_mib: int | None
     held: Mapping[str, int]  # committed, by service; what has not come back counts under its old owner
     trouble: str = ""  # device_unhealthy or telemetry_stale: nothing may be started on it
+    ailments: tuple[Ailment, ...] = ()  # what makes it unhealthy
 
     @property
     def committed_mib(self) -> int:

@@ -53,7 +53,7 @@ def place(
         placements[service] = tuple(sorted(devices, key=lambda u: given.budgets[u].index))
         spec = given.services[service].spec
         assert spec is not None
-        reasons += [_unhealthy(spec, given.budgets[u]) for u in placements[service] if given.budgets[u].trouble]
+        reasons += [_unfit(spec, given.budgets[u]) for u in placements[service] if given.budgets[u].trouble]
     return placements, reasons
 
 
@@ -134,12 +134,16 @@ def _unavailable(spec: ServiceSpec, missing: list[str], candidates: list[str], b
     )
 
 
-def _unhealthy(spec: ServiceSpec, budget: Budget) -> Reason:
-    what = "its figures are stale" if budget.trouble == "telemetry_stale" else "the device is lost"
+def _unfit(spec: ServiceSpec, budget: Budget) -> Reason:
+    what = "; ".join(ailment.text for ailment in budget.ailments) or "its figures are stale"
     return Reason(
         code=budget.trouble,
         message=f"cannot start {spec.id} on {budget.name} (device {budget.index}): {what}",
-        hint="`gpumodctl status` names the device's problem",
+        hint=budget.ailments[0].hint if budget.ailments else "`gpumodctl status` names the device's problem",
         service=spec.id,
         device=budget.uuid,
+        details={
+            **{name: value for ailment in budget.ailments for name, value in ailment.details.items()},
+            **({"ailments": [ailment.kind for ailment in budget.ailments]} if budget.ailments else {}),
+        },
     )

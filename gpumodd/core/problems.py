@@ -81,8 +81,17 @@ REFUSALS = Section(
             fix="`gpumodctl device list` shows the devices; `devices:` and `device_count:` choose among them.",
         ),
         "device_unhealthy": Code(
-            meaning="A device is lost or reports nonsense, and nothing is started on it.",
-            fix="`gpumodctl status` names the device's problem: see `device_lost`.",
+            meaning="A device is lost, reports nonsense or damaged memory, or is too hot: nothing is started on it.",
+            follows=(
+                "What runs there goes on. A service that may run anywhere goes to a device that is well. Uncorrected"
+                " memory errors count since the driver was loaded; too hot is less than 5 °C from where the device"
+                " switches itself off, or a slowdown by the hardware for its heat."
+            ),
+            fix=(
+                "A hot device is used again once it has cooled. For damaged memory, stop what runs there, then"
+                " `nvidia-smi --gpu-reset` or a reboot; a row that could not be replaced is a case for the vendor. For"
+                " a lost device see `device_lost`."
+            ),
         ),
         "telemetry_stale": Code(
             meaning="The newest device sample is too old to start anything on it, or there is none yet.",
@@ -194,7 +203,8 @@ CONDITIONS = Section(
         ),
         "definition_changed": Code(
             meaning="The configuration of a running service changed; it still runs the old one.",
-            fix="`gpumodctl service restart ID` or `gpumodctl reload --restart-changed` takes the new one over.",
+            follows="It is `stale` and goes on as it is. What never reaches its process, a name say, counts at once.",
+            fix="A switch to its mode, `gpumodctl service restart ID` or `gpumodctl reload --restart-changed`.",
         ),
         "no_devices": Code(
             meaning="No GPU driver was found, so device memory is not watched.",

@@ -99,11 +99,14 @@ def plan_of(state: State, intent: Intent) -> tuple[Desired, Plan]:
 
 
 def restarts_of(state: State, intent: Intent) -> frozenset[str]:
-    """What has to go before it may come: what was asked to restart, and for a switch what runs but is unwell."""
+    """What has to go before it may come: what was asked to restart, and for a switch what runs but is unwell or runs
+    an old definition, with what depends on that."""
     if intent.kind is not Kind.SWITCH:
         return frozenset(s for s in intent.restarts if s in state.tracks and not state.tracks[s].gone)
     wanted = intent.wish(state.desired, state.catalog).services(state.catalog.services)
-    return frozenset(s for s in wanted if world.phase_of(state, s) == "degraded")
+    renewed = {s for s in wanted if world.phase_of(state, s) == "degraded" or world.stale(state, s)}
+    above = wishes.dependents(renewed, state.catalog.services) & wanted if renewed else frozenset()
+    return frozenset(renewed | {s for s in above if s in state.tracks and not state.tracks[s].gone})
 
 
 def reasons_against(state: State, intent: Intent, proposed: Plan, facts: Sequence[InspectFact]) -> list[Reason]:

@@ -9,6 +9,7 @@ from typing import Protocol
 from gpumodd.core import fold
 from gpumodd.core.desired import Desired, closure
 from gpumodd.core.facts import Active, DeviceFact
+from gpumodd.core.health import ailments
 from gpumodd.core.ledger import HOST, Attribution, Budget, limit_of
 from gpumodd.core.operations import Operation
 from gpumodd.core.ops import Command
@@ -56,6 +57,14 @@ def settles_at(state: State, service: str) -> float | None:
 
 def _is_desired(state: State, service: str) -> bool:
     return service in state.desired.services(state.catalog.services)
+
+
+def stale(state: State, service: str) -> bool:
+    """Does it still run what its definition no longer says? What nobody knows of its start counts as the present."""
+    spec, track = state.catalog.services.get(service), state.tracks.get(service)
+    if spec is None or track is None or track.gone:
+        return False
+    return track.fingerprint not in ("", spec.fingerprint)
 
 
 def alive(track: Track) -> bool:
@@ -109,12 +118,13 @@ def budgets(state: State) -> dict[str, Budget]:
             limit_mib=limit_of(device.total_mib, policy),
             held=held_on(state, device),
             trouble=_trouble(state, device),
+            ailments=ailments(device),
         )
     return found
 
 
 def _trouble(state: State, device: DeviceFact) -> str:
-    if device.lost:
+    if ailments(device):
         return "device_unhealthy"
     unread = state.devices is not None and state.devices.error  # a driver that does not answer may hide anything
     return "telemetry_stale" if unread or state.at - device.at > STALE_S else ""

@@ -10,7 +10,8 @@ One record a line, fields separated by single spaces, UTF-8, at most `MAX_BYTES`
                                                             FOREIGN_MIB: used by nobody who is listed
     hold UUID PID STARTED MIB LINGER_MS UNTIL_MS            STARTED: the process's start, in ticks since boot
     refusal AT_MS UUID PID MIB FREE_MIB                     somebody asked for more than there was
-    fault UUID|* NAME VALUE                                 read by the NVML stub only
+    fault UUID|* NAME VALUE                                 the names in HEALTH: what the driver says of the device's
+                                                            health; all others are read by the NVML stub only
 
 Like a driver, the table gives memory back when its holder is gone, however it went. A hold counts while
 UNTIL_MS is 0 and the process lives (pid *and* start: a reused pid is somebody else). A dead process's hold is
@@ -36,6 +37,9 @@ HEADER = "gpumodd-device-table 1"
 MAX_BYTES = 1 << 17  # a table of the largest test has a tenth of this; each hold costs a look into /proc
 LOST = 15  # NVML_ERROR_GPU_IS_LOST
 KEPT_REFUSALS = 200
+# Degrees, NVML's bits of clock event reasons, uncorrected errors, yes or no. What is not there is not said.
+HEALTH = frozenset({"temperature", "slowdown", "shutdown", "throttle", "ecc-volatile", "ecc-aggregate"})
+HEALTH |= {"retired-pending", "remap-pending", "remap-failed"}
 
 
 class TableError(Exception):
@@ -123,6 +127,10 @@ class Table:
             if hold.uuid == uuid and not hold.until_ms:
                 listed[hold.pid] = listed.get(hold.pid, 0) + hold.mib
         return listed
+
+    def health(self, uuid: str) -> dict[str, str]:
+        """What is said of the device's health, by the names in HEALTH."""
+        return {f.name: f.value for f in reversed(self.faults) if f.name in HEALTH and f.uuid in ("*", uuid)}
 
     def visible(self, selection: str | None) -> list[Device]:
         """The devices that CUDA_VISIBLE_DEVICES selects: the first if it is unset, else UUIDs or indexes up

@@ -45,7 +45,7 @@ class Inspector:
         async with anyio.create_task_group() as tasks:
             for service in services:
                 tasks.start_soon(look, service)
-            sample = await self._devices.sample()
+            sample = await self._devices.sample(thorough=True)
         facts = tuple(found[s] for s in services)
         host = await self._devices.host_memory()
         return ev.Inspected(at=self._loop.now(), effect=effect, devices=sample, host=host, services=facts)

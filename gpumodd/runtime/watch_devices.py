@@ -43,9 +43,9 @@ class DeviceWatcher:
         """Sample without waiting for the next tick."""
         self._wake.set()
 
-    async def sample(self) -> DevicesFact:
-        """One sample with each process's service filled in."""
-        fact = await self._devices.sample()
+    async def sample(self, *, thorough: bool = False) -> DevicesFact:
+        """One sample with each process's service filled in; `thorough` looks at the devices' health anew."""
+        fact = await self._devices.sample(thorough=thorough)
         if fact.error != self._error:
             self._error = fact.error
             log.warning("devices_unreadable", error=fact.error) if fact.error else log.info("devices_readable")

@@ -60,7 +60,8 @@ class Device(Struct, kw_only=True):
 
     `foreign_mib` is what is used, less what belongs to services and what is still being released, whoever holds
     it. `free_mib` is total less used. `committed_mib` is what services that run, load or release count for.
-    `reserve_mib` is never given to services. `stale` means that the device does not answer at the moment.
+    `reserve_mib` is never given to services, `limit_mib` is what they may hold together, if the policy says so.
+    `stale` means that the device does not answer at the moment, `unhealthy` says why nothing is started on it.
     """
 
     uuid: str
@@ -73,7 +74,10 @@ class Device(Struct, kw_only=True):
     free_mib: int
     sampled_at: str | None
     reserve_mib: int = 0
+    limit_mib: int | None = None
     stale: bool = False
+    temperature_c: int | None = None
+    unhealthy: str | None = None
     processes: list[DeviceProcess] = field(default_factory=list)
 
 
@@ -93,9 +97,10 @@ class Service(Struct, kw_only=True):
     `phase` is derived from what was observed: `loading` is a unit that is active and not healthy yet,
     `releasing` one that is gone while its memory is not back. `vram_mib` is what is reserved for it and
     `vram_source` where that figure comes from; `vram_observed_mib` is what its processes hold now.
-    `mode_member` tells whether the mode last asked for names it. `devices` are the UUIDs it is placed on.
-    `load_s` (start command to ready), `stop_s` (stop command to gone) and `release_s` (gone to memory back) are what
-    its last few runs took, null before the first.
+    `mode_member` tells whether the mode last asked for names it. `devices` are the UUIDs it is placed on. `stale`
+    means that it still runs an older definition than the one in force. `load_s` (start command to ready), `stop_s`
+    (stop command to gone) and `release_s` (gone to memory back) are what its last few runs took, null before the
+    first.
     """
 
     id: str
@@ -119,6 +124,7 @@ class Service(Struct, kw_only=True):
     sleep_level: str | None = None
     since: str | None = None
     problem: Problem | None = None
+    stale: bool = False
 
 
 class Mode(Struct, kw_only=True):
@@ -291,7 +297,10 @@ class ConfigProblem(Struct, kw_only=True):
 
 
 class Reload(Struct, kw_only=True):
-    """What a reload changed, by service and mode id. A file with an error keeps its last good state."""
+    """What a reload changed, by service and mode id. A file with an error keeps its last good state.
+
+    `stale` are the running services that still run an older definition: a switch, or `restart_changed`, restarts them.
+    """
 
     added: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
@@ -299,6 +308,7 @@ class Reload(Struct, kw_only=True):
     unchanged: list[str] = field(default_factory=list)
     errors: list[ConfigProblem] = field(default_factory=list)
     restarted: list[str] = field(default_factory=list)
+    stale: list[str] = field(default_factory=list)
 
 
 class ConfigCheck(Struct, kw_only=True):

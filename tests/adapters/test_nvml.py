@@ -11,7 +11,7 @@ import pynvml
 import pytest
 
 from gpumodd.adapters.nvml import NvmlDevices, installed
-from gpumodd.core.facts import DeviceFact, DevicesFact
+from gpumodd.core.facts import DeviceFact, DevicesFact, HealthFact
 from gpumodd.demo.table import Device, DeviceTable
 from tests.support.nvml_stub import OLD_DRIVER, NvmlOnStub, sizes
 
@@ -324,6 +324,96 @@ async def test_sampling_is_cheap(table, pid):
     async with on_stub(table) as devices:
         table.hold(A, 500, pid=pid)
         assert await devices.cpu_share(40, 1) < 0.1
+
+
+# -- health ---------------------------------------------------------------------------------------------------
+
+HEALTH = {
+    "nvmlDeviceGetTemperature": ("temperature", 61),
+    "nvmlDeviceGetTemperatureThreshold": ("shutdown", 98),
+    "nvmlDeviceGetCurrentClocksThrottleReasons": ("throttle", 0x44),
+    "nvmlDeviceGetTotalEccErrors": ("ecc-volatile", 3),
+    "nvmlDeviceGetRetiredPagesPendingStatus": ("retired-pending", 1),
+    "nvmlDeviceGetRemappedRows": ("remap-failed", 1),
+}
+
+
+@pytest.mark.parametrize("function", HEALTH)
+@pytest.mark.parametrize("code", [NOT_SUPPORTED, UNKNOWN, UNINITIALIZED, LOST, 4])
+async def test_what_the_driver_does_not_say_of_its_health_is_not_known_and_costs_nothing(table, function, code):
+    table.set_faults((A, function, code), *((A, *figure) for figure in HEALTH.values()))
+    async with on_stub(table) as devices:
+        for _ in range(3):
+            fact = await devices.sample(thorough=True)
+            assert well(fact)
+        health = one(fact).health
+    said = {
+        "nvmlDeviceGetTemperature": health.temperature_c == 61,
+        "nvmlDeviceGetTemperatureThreshold": health.shutdown_c == 98,
+        "nvmlDeviceGetCurrentClocksThrottleReasons": health.thermal_slowdown,
+        "nvmlDeviceGetTotalEccErrors": health.ecc_volatile == 3,
+        "nvmlDeviceGetRetiredPagesPendingStatus": health.reset_needed,
+        "nvmlDeviceGetRemappedRows": health.remap_failed,
+    }
+    assert [name for name, known in said.items() if not known] == [function]
+
+
+async def test_health_is_looked_at_seldom_unless_asked_for(table):
+    async with on_stub(table) as devices:
+        await devices.sample()
+        table.set_faults((A, "temperature", 70))
+        fact = await devices.sample()
+        assert one(fact).health.temperature_c is None  # of the first look, a moment ago; and what said nothing …
+        fact = await devices.sample(thorough=True)
+        assert one(fact).health.temperature_c is None  # … is not asked again by this connection
+    async with on_stub(table) as devices:
+        assert one(await devices.sample()).health.temperature_c == 70
+        table.set_faults((A, "temperature", 71))
+        assert one(await devices.sample()).health.temperature_c == 70
+        assert one(await devices.sample(thorough=True)).health.temperature_c == 71
+        assert one(await devices.sample()).health.temperature_c == 71
+
+
+async def test_a_look_at_the_health_begins_after_it_was_asked_for(table):
+    table.set_faults((A, "temperature", 70))
+    async with on_stub(table) as devices:
+        await devices.sample()
+        table.set_faults((A, "temperature", 71))
+        assert await devices.ask("both") == [70, 71]
+
+
+async def test_a_question_about_health_that_hangs_makes_the_sample_stale(table):
+    table.set_faults((A, "temperature", 70))
+    async with on_stub(table, timeout_s=0.2) as devices:
+        await until(devices, well)
+        table.set_faults((A, "nvmlDeviceGetTemperature", "hang"), (A, "temperature", 70))
+        fact = await devices.sample(thorough=True)
+        assert "has not answered" in fact.error
+        table.set_faults()
+        await until(devices, well)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [("temperature", 2**32 - 1), ("temperature", 0), ("shutdown", 4000), ("ecc-volatile", 2**64 - 1)],
+)
+async def test_impossible_figures_of_health_are_not_believed(table, lie):
+    table.set_faults((A, *lie))
+    async with on_stub(table) as devices:
+        fact = await devices.sample()
+    assert (one(fact).health, one(fact).lost) == (HealthFact(), "")
+
+
+async def test_a_gpu_that_comes_back_is_looked_at_anew(table):
+    table.set_faults((A, "ecc-volatile", 1))
+    async with on_stub(table) as devices:
+        assert one(await devices.sample()).health.ecc_volatile == 1
+        table.set_lost(A)
+        assert one(await devices.sample()).lost
+        table.set_faults((A, "ecc-volatile", 0))  # the reset has cleared it
+        table.set_lost(A, 0)
+        fact = await until(devices, well)
+        assert one(fact).health.ecc_volatile == 0
 
 
 def gpu(pci: Path, name: str, *, vendor: str = "0x10de", kind: str = "0x030000", status: str = "suspended") -> None:

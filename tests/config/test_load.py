@@ -393,7 +393,7 @@ class TestFingerprints:
         "key, value",
         [
             ("args", "[x]"), ("env", "{A: b}"), ("port", "81"), ("host", "0.0.0.0"), ("stop_timeout_s", "3"),
-            ("devices", "[1]"), ("device_count", "2"), ("name", "N"), ("options", "{command: [/bin/true], cwd: /}"),
+            ("devices", "[1]"), ("device_count", "2"), ("options", "{command: [/bin/true], cwd: /}"),
         ],
     )  # fmt: skip
     def test_what_reaches_the_unit_counts(self, tree, key, value):
@@ -403,7 +403,8 @@ class TestFingerprints:
     @pytest.mark.parametrize(
         "key, value",
         [
-            ("vram_mib", "7"), ("priority", "1"), ("aliases", "[x]"), ("pinned", "true"),
+            ("vram_mib", "7"), ("priority", "1"), ("name", "N"), ("on_leave", "stop"),
+            ("aliases", "[x]"), ("pinned", "true"),
             ("health", "{failures: 9}"), ("startup_timeout_s", "1"), ("ram_mib", "1"),
         ],
     )  # fmt: skip

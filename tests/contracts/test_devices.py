@@ -12,7 +12,7 @@ import pytest
 
 from gpumodd.adapters.no_devices import NoDevices
 from gpumodd.adapters.simulated import SimulatedDevices
-from gpumodd.core.facts import DeviceFact, DevicesFact
+from gpumodd.core.facts import DeviceFact, DevicesFact, HealthFact
 from gpumodd.demo.table import Device, DeviceTable, Hold
 from tests.support.nvml_stub import NvmlOnStub
 
@@ -177,6 +177,28 @@ async def test_a_lost_device_keeps_its_last_figures_and_comes_back(backend, tabl
             assert len(fact.devices) == 2
 
 
+async def test_health_is_what_the_driver_says(backend, table):
+    said = {"temperature": 61, "slowdown": 90, "shutdown": 98, "throttle": 0x44, "ecc-volatile": 2, "ecc-aggregate": 9}
+    table.set_faults(*((A, name, value) for name, value in said.items()))
+    async with adapter(backend, table) as devices:
+        fact = await devices.sample()
+        assert one(fact).health == HealthFact(
+            temperature_c=61, slowdown_c=90, shutdown_c=98, thermal_slowdown=True, ecc_volatile=2, ecc_aggregate=9
+        )
+        assert one(fact, B).health == HealthFact()
+        table.set_faults((A, "throttle", 0x20), (A, "temperature", 62))  # a slowdown by software is everyday business
+        fact = await devices.sample(thorough=True)
+        assert (one(fact).health.thermal_slowdown, one(fact).health.temperature_c) == (False, 62)
+
+
+@pytest.mark.parametrize("name", ["retired-pending", "remap-pending", "remap-failed"])
+async def test_damaged_memory_is_told(backend, table, name):
+    table.set_faults((A, name, 1))
+    async with adapter(backend, table) as devices:
+        health = one(await devices.sample()).health
+    assert (health.reset_needed, health.remap_failed) == (name != "remap-failed", name == "remap-failed")
+
+
 async def test_without_a_source_the_last_figures_stay_and_it_recovers(backend, table, tmp_path):
     async with adapter(backend, table) as devices:
         good = await devices.sample()
@@ -230,6 +252,12 @@ async def test_a_garbled_table_is_an_error_and_loses_nothing(table, content):
     assert fact.devices == good.devices
     table.path.write_bytes(kept)
     assert (await devices.sample()).error == ""
+
+
+@pytest.mark.parametrize("value", ["warm", "0x", "-", "1e3"])
+async def test_a_garbled_figure_of_health_says_nothing(table, value):
+    table.set_faults((A, "temperature", value), (A, "throttle", value), (A, "remap-failed", value))
+    assert one(await SimulatedDevices(table.path).sample()).health == HealthFact()
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["fifo", "folder"])

@@ -19,6 +19,7 @@ from gpumodd.core.facts import (
     DeviceFact,
     DevicesFact,
     Ended,
+    HealthFact,
     HostFact,
     InspectFact,
     ProbeFact,
@@ -54,6 +55,7 @@ class Machine:
     silent: bool = False  # the driver does not say what a process holds
     hung: bool = False  # the driver does not answer: the last sample is all there is
     lost: set[str] = field(default_factory=set)  # devices that cannot be used
+    health: dict[str, HealthFact] = field(default_factory=dict)
     taken_ports: set[str] = field(default_factory=set)  # services whose port a stranger holds
     answered_by_strangers: set[str] = field(default_factory=set)  # services in whose place another program answers
     refused_units: set[str] = field(default_factory=set)  # services whose unit the manager does not let us touch
@@ -300,6 +302,7 @@ class Machine:
             at=self.at,
             processes=tuple(listed),
             lost="it has fallen off the bus" if uuid in self.lost else "",
+            health=self.health.get(uuid, HealthFact()),
         )
 
     def host(self) -> HostFact:

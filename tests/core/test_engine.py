@@ -1,10 +1,13 @@
 """The engine on a machine in virtual time: switches, failures, drift, recovery."""
 
+from dataclasses import replace
+
 from gpumodd.core import conditions, world
+from gpumodd.core import events as ev
 from gpumodd.core.facts import Active, Ended, UnitFact
 from gpumodd.core.operations import State, StepState, Verb
 from gpumodd.core.ops import Command
-from gpumodd.core.specs import OnFailure, Policy
+from gpumodd.core.specs import HealthSpec, OnFailure, Policy
 from gpumodd.core.state import State as EngineState
 from tests.core.machine import Behaviour, Machine, catalog, service
 
@@ -429,3 +432,74 @@ def test_a_unit_without_a_definition_is_planned_for_until_its_stop_job_is_over()
     assert world.views(state, frozenset())["orphan"].stopping
     track.command = Command.IDLE
     assert world.views(state, frozenset()) == {}
+
+
+# -- definitions that change under what runs ------------------------------------------------------------------
+
+
+def redefined(m: Machine, service: str, **how) -> None:
+    """A reload, as far as the engine sees one."""
+    changed = replace(m.catalog.services[service], **how)
+    m.catalog = replace(m.catalog, services={**m.catalog.services, service: changed})
+    m.feed(ev.CatalogLoaded(at=m.at, catalog=m.catalog))
+
+
+def runs(m: Machine) -> dict[str, str]:
+    return {p.service: p.invocation for p in m.manager.processes()}
+
+
+def test_a_reload_touches_nothing_that_runs_and_a_switch_restarts_what_is_stale():
+    m = two_modes()
+    redefined(m, "tiny", fingerprint="1")
+    m.do("switch", "rag")
+    before = runs(m)
+    redefined(m, "tiny", fingerprint="2")
+    m.run()
+    assert (runs(m), m.problems(), m.standing()) == (before, {"definition_changed"}, "converged")
+    op = m.do("switch", "rag")
+    assert (op.done(Verb.STOP), op.done(Verb.START), op.kept) == (("tiny",), ("tiny",), ("embed",))
+    assert runs(m)["embed"] == before["embed"]
+    assert m.problems() == set()
+    assert m.do("switch", "rag").kept == ("embed", "tiny")
+
+
+def test_what_does_not_reach_the_process_makes_nothing_stale():
+    m = two_modes()
+    redefined(m, "tiny", fingerprint="1")
+    m.do("switch", "rag")
+    redefined(m, "tiny", name="T", priority=7, aliases=("t",), health=HealthSpec(interval_s=3.0))
+    m.run()
+    assert (m.problems(), m.do("switch", "rag").kept) == (set(), ("embed", "tiny"))
+
+
+def test_a_stale_service_outside_the_mode_is_simply_stopped():
+    m = two_modes()
+    redefined(m, "tiny", fingerprint="1")
+    m.do("switch", "rag")
+    redefined(m, "tiny", fingerprint="2")
+    op = m.do("switch", "blank")
+    assert (op.done(Verb.STOP), op.done(Verb.START)) == (("embed", "tiny"), ())
+
+
+def test_what_somebody_else_started_runs_the_definition_of_that_moment():
+    m = two_modes()
+    redefined(m, "tiny", fingerprint="1")
+    m.do("switch", "rag")
+    redefined(m, "tiny", fingerprint="2")
+    m.crash("tiny", ended=Ended.JOB)
+    m.begin_outside("tiny")
+    m.run(30.0)
+    assert m.problems() == set()
+    redefined(m, "tiny", fingerprint="3")
+    assert m.problems() == {"definition_changed"}
+
+
+def test_what_depends_on_a_stale_service_is_restarted_with_it():
+    specs = [service("db", 1000), service("app", 1000, depends_on=("db",)), service("other", 1000)]
+    m = Machine(catalog(*specs, all=("app", "other"))).boot()
+    redefined(m, "db", fingerprint="1")
+    m.do("switch", "all")
+    redefined(m, "db", fingerprint="2")
+    m.log.clear()
+    op = m.do("switch", "all")
+    assert (m.log, op.kept) == (["stop app", "stop db", "start db", "start app"], ("other",))

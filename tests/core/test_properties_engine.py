@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from gpumodd.core import events as ev
 from gpumodd.core.engine import Engine
-from gpumodd.core.facts import Ended
+from gpumodd.core.facts import Ended, HealthFact
 from gpumodd.core.operations import State
 from gpumodd.core.specs import HealthSpec, OnFailure, OnLeave, Policy, ServiceSpec
 from tests.core.machine import Behaviour, Machine, catalog
@@ -21,6 +21,7 @@ NAMES = ("a", "b", "c", "d", "e")
 MODES = ("one", "two", "three")
 HEARD_TWICE = (ev.UnitsObserved, ev.Probed, ev.DevicesSampled, ev.EffectEnded, ev.Ticked, ev.SaveWorked)
 SELDOM = st.sampled_from([False, False, True])  # so that faults pass, and something works in between
+HOT, DAMAGED = HealthFact(temperature_c=97, shutdown_c=98), HealthFact(reset_needed=True)
 HEALTH = HealthSpec(interval_s=5.0, failures=3, recoveries=2)
 
 
@@ -173,6 +174,11 @@ class Chaos(RuleBasedStateMachine):
         (self.m.lost.add if lost else self.m.lost.discard)(self.pick(self.m.devices, n))
         self.m.touch()
 
+    @rule(n=st.integers(0, 1), health=st.sampled_from([HealthFact(), HealthFact(), HOT, DAMAGED]))
+    def a_device_ails(self, n, health):
+        self.m.health[self.pick(self.m.devices, n)] = health
+        self.m.touch()
+
     @rule(hung=SELDOM)
     def the_driver_hangs(self, hung):
         self.m.hung = hung
@@ -268,6 +274,7 @@ class Chaos(RuleBasedStateMachine):
         if not m.connected:
             m.connect()
         m.lost.clear()
+        m.health.clear()
         m.foreign.clear()
         m.strangers.clear()
         m.taken_ports.clear()

@@ -77,11 +77,13 @@ class OneDevice:
     def __init__(self, clock: ManualClock) -> None:
         self.clock = clock
         self.samples = 0
+        self.thorough = 0
         self.powered_down = False
         self.processes: tuple = ()
 
-    async def sample(self) -> DevicesFact:
+    async def sample(self, *, thorough: bool = False) -> DevicesFact:
         self.samples += 1
+        self.thorough += thorough
         device = DeviceFact(
             uuid="GPU-0", index=0, name="One", total_mib=1000, used_mib=0, at=self.clock.at, processes=self.processes
         )

@@ -175,8 +175,8 @@ async def test_whoever_asks_while_a_sample_is_taken_gets_a_later_one():
     watcher.follow()
     taken = devices.sample
 
-    async def slow():
-        fact = await taken()
+    async def slow(**how):
+        fact = await taken(**how)
         if devices.samples == 1:
             watcher.now()
         return fact

@@ -11,6 +11,8 @@
  *   fault UUID uuid|name TEXT     a lie about the identity; %XX is a byte
  *   fault UUID draws PID          the process is in the graphics list, with 10 MiB
  *   fault * count N               a lie about the number of devices
+ *   fault UUID temperature|slowdown|shutdown N, throttle BITS, ecc-volatile|ecc-aggregate N,
+ *              retired-pending|remap-pending|remap-failed N     its health; what is not there is not supported
  */
 
 #define _GNU_SOURCE
@@ -28,6 +30,7 @@ enum {
     SUCCESS = 0,
     UNINITIALIZED = 1,
     INVALID_ARGUMENT = 2,
+    NOT_SUPPORTED = 3,
     INSUFFICIENT_SIZE = 7,
     DRIVER_NOT_LOADED = 9,
     GPU_IS_LOST = 15,
@@ -363,6 +366,69 @@ int nvmlDeviceGetGraphicsRunningProcesses_v3(const char *handle, unsigned int *c
     if (draws && !room) return INSUFFICIENT_SIZE;
     if (draws) processes[0] = (process_t){(unsigned int)strtoul(draws, NULL, 10), 10 * MIB, ~0u, ~0u};
     return SUCCESS;
+}
+
+/* One figure of a device's health, as far as the table has it. */
+static int figure(const char *handle, const char *function, const char *name, unsigned long long *value)
+{
+    table_t t;
+    device_t *device;
+    int code = enter_device(&t, handle, function, &device);
+    if (code) return code;
+    const char *text = fault(&t, handle, name);
+    if (!text) return NOT_SUPPORTED;
+    *value = strtoull(text, NULL, 0);
+    return SUCCESS;
+}
+
+int nvmlDeviceGetTemperature(const char *handle, int sensor, unsigned int *celsius)
+{
+    unsigned long long value = 0;
+    (void)sensor;
+    int code = figure(handle, "nvmlDeviceGetTemperature", "temperature", &value);
+    *celsius = (unsigned int)value;
+    return code;
+}
+
+int nvmlDeviceGetTemperatureThreshold(const char *handle, int which, unsigned int *celsius)
+{
+    unsigned long long value = 0;
+    const char *name = which == 0 ? "shutdown" : which == 1 ? "slowdown" : "no such threshold";
+    int code = figure(handle, "nvmlDeviceGetTemperatureThreshold", name, &value);
+    *celsius = (unsigned int)value;
+    return code;
+}
+
+/* The name of drivers before 535; the newer nvmlDeviceGetCurrentClocksEventReasons is missing on purpose. */
+int nvmlDeviceGetCurrentClocksThrottleReasons(const char *handle, unsigned long long *bits)
+{
+    return figure(handle, "nvmlDeviceGetCurrentClocksThrottleReasons", "throttle", bits);
+}
+
+int nvmlDeviceGetTotalEccErrors(const char *handle, int type, int counter, unsigned long long *count)
+{
+    if (type != 1) return INVALID_ARGUMENT; /* uncorrected */
+    return figure(handle, "nvmlDeviceGetTotalEccErrors", counter ? "ecc-aggregate" : "ecc-volatile", count);
+}
+
+int nvmlDeviceGetRetiredPagesPendingStatus(const char *handle, int *pending)
+{
+    unsigned long long value = 0;
+    int code = figure(handle, "nvmlDeviceGetRetiredPagesPendingStatus", "retired-pending", &value);
+    *pending = (int)value;
+    return code;
+}
+
+int nvmlDeviceGetRemappedRows(const char *handle, unsigned int *corrected, unsigned int *uncorrected,
+                              unsigned int *pending, unsigned int *failed)
+{
+    unsigned long long is_pending = 0, has_failed = 0;
+    int first = figure(handle, "nvmlDeviceGetRemappedRows", "remap-pending", &is_pending);
+    int second = figure(handle, "nvmlDeviceGetRemappedRows", "remap-failed", &has_failed);
+    *corrected = *uncorrected = 0;
+    *pending = (unsigned int)is_pending;
+    *failed = (unsigned int)has_failed;
+    return first && second ? first : SUCCESS;
 }
 
 /* For the test that compares these with pynvml's. nvmlDeviceGetMPSComputeRunningProcesses is missing on purpose. */

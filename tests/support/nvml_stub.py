@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gpumodd.core.facts import DeviceFact, DevicesFact, ProcessFact
+from gpumodd.core.facts import DeviceFact, DevicesFact, HealthFact, ProcessFact
 from tests.support.cache import ROOT, cache
 from tests.support.fixtures import require_real
 
@@ -94,10 +94,16 @@ class NvmlOnStub:
         async with asyncio.timeout(10):
             assert await self._process.wait() == 0
 
-    async def sample(self) -> DevicesFact:
-        answer = await self.ask("sample")
+    async def sample(self, *, thorough: bool = False) -> DevicesFact:
+        answer = await self.ask("thorough" if thorough else "sample")
         devices = [
-            DeviceFact(**{**device, "processes": tuple(ProcessFact(**p) for p in device["processes"])})
+            DeviceFact(
+                **{
+                    **device,
+                    "processes": tuple(ProcessFact(**p) for p in device["processes"]),
+                    "health": HealthFact(**device["health"]),
+                }
+            )
             for device in answer["devices"]
         ]
         return DevicesFact(**{**answer, "devices": tuple(devices)})
@@ -133,10 +139,13 @@ async def _serve(options: dict[str, Any]) -> None:
     while line := await asyncio.to_thread(sys.stdin.readline):
         answer: object
         match json.loads(line):
-            case ["sample"]:
+            case ["sample" | "thorough" as how]:
                 begun = time.monotonic()
-                answer = asdict(await devices.sample())
+                answer = asdict(await devices.sample(thorough=how == "thorough"))
                 took = time.monotonic() - begun
+            case ["both"]:  # a thorough sample asked for while another is under way
+                facts = await asyncio.gather(devices.sample(), devices.sample(thorough=True))
+                answer = [fact.devices[0].health.temperature_c for fact in facts]
             case ["sample", count]:
                 answer = [asdict(fact) for fact in await asyncio.gather(*(devices.sample() for _ in range(count)))]
             case ["measure", hz, seconds]:

@@ -236,3 +236,41 @@ def test_a_service_that_ignores_sigterm_is_ended_in_time(two: Daemon):
         d.rpc("service.start", id="a", wait=True)
         assert 0.5 <= d.rpc("service.stop", id="a", wait=True)["seconds"] < 5
         assert device(d)["used_mib"] == 0
+
+
+# -- health ---------------------------------------------------------------------------------------------------
+
+
+@on_both
+def test_a_device_that_is_too_hot_gets_nothing_new_and_keeps_what_it_has(two: Daemon):
+    two.service("a", 1000, devices=[1])
+    two.service("b", 1000, devices=[1])
+    two.service("anywhere", 1000)
+    cool, hot = ((SMALL, "temperature", 50), (SMALL, "shutdown", 98)), ((SMALL, "temperature", 95),)
+    two.table.set_faults(*cool)
+    with two as d:
+        d.rpc("service.start", id="a", wait=True)
+        d.table.set_faults(*hot, *cool[1:])
+        why = reason(d, "b")
+        assert (why["code"], why["device"]) == ("device_unhealthy", SMALL)
+        assert (why["details"]["temperature_c"], why["details"]["shutdown_c"]) == (95, 98)
+        status = d.status()
+        assert [(p["code"], p["device"]) for p in status["problems"]] == [("device_unhealthy", SMALL)]
+        assert (status["state"], d.ready()) == ("converged", {"a"})
+        assert (device(d, 1)["temperature_c"], "95 °C" in device(d, 1)["unhealthy"]) == (95, True)
+        assert (device(d)["temperature_c"], device(d)["unhealthy"]) == (None, None)
+        d.rpc("service.start", id="anywhere", wait=True)
+        assert d.rpc("service.get", id="anywhere")["devices"] == [LARGE]
+        d.table.set_faults(*cool)
+        d.rpc("service.start", id="b", wait=True)  # judged on a fresh look
+        assert (d.status()["problems"], d.ready()) == ([], {"a", "b", "anywhere"})
+
+
+@on_both
+def test_a_device_with_damaged_memory_gets_nothing_new(two: Daemon):
+    two.service("a", 1000, devices=[1])
+    two.table.set_faults((SMALL, "ecc-volatile", 3), (SMALL, "remap-failed", 1))
+    with two as d:
+        why = reason(d, "a", force=True)
+        assert (why["code"], why["details"]["ecc_uncorrected"]) == ("device_unhealthy", 3)
+        assert "vendor" in why["hint"]

@@ -1,5 +1,7 @@
 """The contract's words on changing the configuration under a running daemon, sentence by sentence."""
 
+import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,6 +72,30 @@ def test_a_running_service_goes_on_with_what_it_was_started_with(running: Daemon
     assert running.status()["state"] == "converged"
     assert running.rpc("service.restart", id="tiny", wait=True)["started"] == ["tiny"]
     assert problems(running) == []
+
+
+def test_a_switch_restarts_what_is_stale_and_nothing_else(running: Daemon):
+    before = pids(running)
+    running.service("tiny", 1000, health=OFTEN)
+    assert running.rpc("daemon.reload")["stale"] == ["tiny"]
+    assert {s["id"]: s["stale"] for s in running.rpc("service.list")} == {"embed": False, "tiny": True}
+    operation = running.switch("rag")
+    assert (operation["stopped"], operation["started"], operation["kept"]) == (["tiny"], ["tiny"], ["embed"])
+    after = pids(running)
+    assert (after["embed"] == before["embed"], after["tiny"] == before["tiny"]) == (True, False)
+    assert not any(s["stale"] for s in running.rpc("service.list"))
+
+
+def test_what_does_not_reach_the_process_changes_at_once_and_restarts_nothing(running: Daemon):
+    before = pids(running)
+    spec = json.loads((running.config / "services/tiny.yaml").read_text())
+    running.write("services/tiny.yaml", {**spec, "name": "Tiny!", "aliases": ["t"], "priority": 60, "vram_mib": 1001})
+    running.process.send_signal(signal.SIGHUP)
+    until(lambda: running.rpc("service.get", id="tiny")["name"] == "Tiny!")
+    assert running.rpc("service.get", id="t")["vram_mib"] == 1001
+    assert running.rpc("daemon.reload", restart_changed=True)["restarted"] == []
+    assert running.switch("rag")["kept"] == ["embed", "tiny"]
+    assert (pids(running), problems(running)) == (before, [])
 
 
 @pytest.mark.parametrize("earlier", [True, False])

@@ -1,30 +1,24 @@
-"""NVIDIA GPUs through NVML.
+"""One connection to the driver: what it says of its GPUs, sample by sample.
 
-Owns pynvml and the one thread that calls it. A call into the driver can hang for ever when a GPU is lost, so
-the thread is a daemon thread that nobody joins, and `sample` waits for it only so long. Decides nothing: a GPU
-that fails, vanishes or reports what cannot be true is handed on with `lost` saying why.
+Decides nothing: a GPU that fails, vanishes or reports what cannot be true is handed on with `lost` saying why.
 
 Required of the driver: init, count, handle by index, UUID, name, memory info, compute processes. All else may
 be missing.
 """
 
-import asyncio
 import contextlib
-import ctypes
-import queue
-import threading
 import time
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import anyio
 import pynvml
 
-from gpumodd.core.facts import DeviceFact, DevicesFact, ProcessFact
+from gpumodd.adapters.nvml.checkup import Checkup
+from gpumodd.core.facts import DeviceFact, DevicesFact, HealthFact, ProcessFact
 
 MIB = 1 << 20
+EXAMINE_S = 5.0  # between looks at the GPUs' health
 LARGEST_MIB = 16 << 20  # 16 TiB: no GPU is that large, a garbled reply is
 LARGEST_PID = 1 << 22  # the kernel's PID_MAX_LIMIT
 
@@ -49,80 +43,6 @@ ABSENT = (
 PROCESS_LISTS = ("Compute", "Graphics", "MPSCompute")
 
 
-def installed() -> bool:
-    """Whether this machine has an NVIDIA driver at all, in whatever state."""
-    try:
-        ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError:
-        return False
-    return True
-
-
-class NvmlDevices:
-    """The Devices port over NVML."""
-
-    backend = "nvml"
-
-    def __init__(
-        self,
-        *,
-        timeout_s: float = 1.0,
-        first_timeout_s: float = 4.0,
-        first_retry_s: float = 1.0,
-        pci: Path = Path("/sys/bus/pci/devices"),
-    ) -> None:
-        # Waking GPUs that no one uses takes the driver seconds, when persistence mode is off.
-        self._limit_s = max(timeout_s, first_timeout_s)
-        self._timeout_s = timeout_s
-        self._pci = pci
-        self._display: list[Path] = []
-        self._look_again_at = 0.0
-        self._session = _Session(first_retry_s)
-        self._requests: queue.SimpleQueue[Future[DevicesFact] | None] = queue.SimpleQueue()
-        self._current: Future[DevicesFact] | None = None
-        self._asked = 0.0
-        self._started = False
-
-    async def sample(self) -> DevicesFact:
-        if self._current is None or self._current.done():
-            self._limit_s = self._limit_s if self._current is None else self._timeout_s
-            self._current = Future()
-            # A running future cannot be cancelled: a caller that gives up takes nothing from the thread.
-            self._current.set_running_or_notify_cancel()
-            self._requests.put(self._current)
-            self._asked = time.monotonic()
-            self._start()
-        # Whoever comes while a call is stuck waits only for what is left of its time.
-        with anyio.move_on_after(self._asked + self._limit_s - time.monotonic()):
-            return await asyncio.wrap_future(self._current)
-        return self._session.stale(f"cannot read the GPUs: NVML has not answered for {self._limit_s:g} s")
-
-    def asleep(self) -> bool:
-        now = time.monotonic()
-        if now >= self._look_again_at:  # a look at every PCI device, dozens of them: not at every sample
-            self._look_again_at = now + 10
-            self._display = [
-                device
-                for device in _entries(self._pci)
-                if _word(device / "vendor") == "0x10de" and _word(device / "class").startswith("0x03")
-            ]
-        states = [_word(device / "power/runtime_status") for device in self._display]
-        return bool(states) and all(state == "suspended" for state in states)
-
-    def close(self) -> None:
-        self._requests.put(None)
-
-    def _start(self) -> None:
-        if not self._started:
-            self._started = True
-            threading.Thread(target=self._serve, name="nvml", daemon=True).start()
-
-    def _serve(self) -> None:
-        while (request := self._requests.get()) is not None:
-            request.set_result(self._session.observe())
-        self._session.disconnect()
-
-
 @dataclass(frozen=True, slots=True)
 class _Gpu:
     """What does not change while the library stays initialised."""
@@ -131,9 +51,10 @@ class _Gpu:
     uuid: str
     index: int
     name: str
+    checkup: Checkup
 
 
-class _Session:
+class Session:
     """One connection to the driver; used by the thread alone, but for `stale`."""
 
     def __init__(self, first_retry_s: float) -> None:
@@ -149,13 +70,16 @@ class _Session:
         self._absent: set[str] = set()
         self._names: dict[int, str] = {}
         self._last: dict[str, DeviceFact] = {}
+        self._examine = True
+        self._examined_at = 0.0
 
     def stale(self, error: str) -> DevicesFact:
         return DevicesFact(at=_now(), backend="nvml", devices=_sorted(self._last), error=error)
 
-    def observe(self) -> DevicesFact:
-        """One sample. Never raises."""
+    def observe(self, *, thorough: bool = False) -> DevicesFact:
+        """One sample. Never raises. `thorough`: with a look at the GPUs' health, whenever the last one was."""
         at = _now()
+        self._examine = thorough or at >= self._examined_at + EXAMINE_S
         try:
             if not self._ready():
                 return self.stale(self._error)
@@ -171,6 +95,8 @@ class _Session:
         else:
             self._retry_s = 0.0
         self._last = devices
+        if self._examine:
+            self._examined_at = at
         return DevicesFact(at=at, backend="nvml", devices=(*_sorted(devices), *self._nameless(at)))
 
     def disconnect(self) -> None:
@@ -224,7 +150,7 @@ class _Session:
                 _raise_if_disconnected(error)
                 self._unreachable[index] = _why(error)
                 continue
-            self._gpus.append(_Gpu(handle, uuid, index, _gpu_name(handle)))
+            self._gpus.append(_Gpu(handle, uuid, index, _gpu_name(handle), Checkup(handle)))
 
     # ── one sample
 
@@ -271,7 +197,13 @@ class _Session:
             used_mib=used,
             at=at,
             processes=self._processes(gpu.handle, total),
+            health=self._health(gpu),
         )
+
+    def _health(self, gpu: _Gpu) -> HealthFact:
+        """As it is now, or as it was at the last look: a dozen calls, too dear for every sample."""
+        last = self._last.get(gpu.uuid)
+        return gpu.checkup.look() if self._examine or last is None or last.lost else last.health
 
     def _processes(self, handle: Any, total_mib: int) -> tuple[ProcessFact, ...]:
         """Compute, graphics and MPS clients; a process that is in several lists is counted once."""
@@ -310,7 +242,7 @@ class _Session:
         """GPUs that were out of reach from the first look on: nobody knows which ones they are."""
         known = {device.index for device in self._last.values() if device.lost}
         return [
-            self._lost(_Gpu(None, f"unreachable-{index}", index, ""), why, at)
+            self._lost(_Gpu(None, f"unreachable-{index}", index, "", Checkup(None)), why, at)
             for index, why in self._unreachable.items()
             if index not in known
         ]
@@ -368,13 +300,6 @@ def _why(error: Exception) -> str:
 
 def _sorted(devices: dict[str, DeviceFact]) -> tuple[DeviceFact, ...]:
     return tuple(sorted(devices.values(), key=lambda d: (d.index, d.uuid)))
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except OSError:
-        return []
 
 
 def _word(path: Path) -> str:
