@@ -24,6 +24,7 @@ from gpumodd.adapters.no_devices import NoDevices
 from gpumodd.adapters.notify import SystemdNotifier
 from gpumodd.adapters.nvml import NvmlDevices
 from gpumodd.adapters.nvml import installed as nvml_installed
+from gpumodd.adapters.page_cache import LinuxPageCache
 from gpumodd.adapters.process import ProcessUnits
 from gpumodd.adapters.simulated import SimulatedDevices
 from gpumodd.adapters.sqlite import SqliteStore
@@ -46,6 +47,7 @@ from gpumodd.runtime.dispatch import Dispatcher
 from gpumodd.runtime.inspect import Inspector
 from gpumodd.runtime.loop import Loop
 from gpumodd.runtime.memory import Memory
+from gpumodd.runtime.read_ahead import ReadAhead
 from gpumodd.runtime.supervise import feed_watchdog, keep_running
 from gpumodd.runtime.tell import Teller
 from gpumodd.runtime.watch_devices import DeviceWatcher
@@ -170,6 +172,7 @@ class _Shell:
         self._views = Views(engine, clock)
         self._devices = DeviceWatcher(devices, units, host, self._loop)
         self._health = HealthWatcher(HttpProber(clock), units, self._loop, lambda: configuration.definitions)
+        self._reader = ReadAhead(LinuxPageCache(), self._loop)
         self._inspector = Inspector(
             units=units,
             devices=self._devices,
@@ -188,7 +191,7 @@ class _Shell:
             definitions=lambda: configuration.definitions,
         )
         self._loop.submit = self._dispatcher.submit
-        self._loop.after_batch += [self._devices.follow, self._health.follow, self._teller.follow]
+        self._loop.after_batch += [self._devices.follow, self._health.follow, self._reader.follow, self._teller.follow]
         configuration.attach(self._loop, units, self._bus)
 
     async def run(self, recovered: ev.Recovered, listener: Listener, notifier: SystemdNotifier) -> None:
@@ -203,6 +206,7 @@ class _Shell:
             await self._observe()
             _keep(tasks, "devices", self._devices.run)
             _keep(tasks, "health", self._health.run)
+            _keep(tasks, "reading ahead", self._reader.run)
             _keep(tasks, "problems", self._teller.run)
             server = Server(handlers(self._daemon()), identity=self._identity())
             await tasks.start(server.serve, listener)

@@ -184,6 +184,18 @@ class Host(Protocol):
         ...
 
 
+class PageCache(Protocol):
+    """The kernel's page cache, where what was read once is found the next time."""
+
+    async def size_mib(self, model: str) -> int:
+        """What the model's files would take of it; 0 for what cannot be read."""
+        ...
+
+    async def read(self, model: str, wanted: Callable[[], bool]) -> int:
+        """Read the model's files until they are through or no longer `wanted`; the MiB that were read. Never raises."""
+        ...
+
+
 class Clock(Protocol):
     """The only source of time."""
 

@@ -1,9 +1,10 @@
 """Attention: how closely what has to be watched right now. Pure queries that the watchers follow."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gpumodd.core import world
+from gpumodd.core.operations import StepState, Verb
 from gpumodd.core.phase import Health, Phase
 from gpumodd.core.state import State
 
@@ -53,3 +54,23 @@ def probing(state: State) -> Mapping[str, Probing]:
         dense = track.health is Health.LOADING
         found[service] = Probing(invocation=track.invocation, dense=dense, interval_s=interval)
     return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """A model whose start is only waiting for memory of others: it may be read ahead if it fits into `room_mib`."""
+
+    service: str
+    model: str  # the absolute path its driver requires
+    room_mib: int = field(compare=False)  # of the host's memory that nobody has a claim on
+
+
+def reading(state: State) -> Mapping[str, Reading]:
+    """The models that may be read ahead, by service, in the order of their starts."""
+    steps = (step for op in state.active_operations() for step in op.steps)
+    waiting = [s.service for s in steps if s.verb is Verb.START and s.state is StepState.PENDING and s.after]
+    specs = [spec for s in waiting if (spec := state.catalog.services.get(s)) is not None and spec.requires_file]
+    host = world.host_budget(state) if specs else None
+    if host is None or host.available_mib <= 0:
+        return {}
+    return {s.id: Reading(service=s.id, model=s.requires_file or "", room_mib=host.available_mib) for s in specs}

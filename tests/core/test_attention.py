@@ -1,7 +1,7 @@
 """Attention: how closely is watched what."""
 
 from gpumodd.core import attention
-from gpumodd.core.specs import HealthSpec
+from gpumodd.core.specs import HealthSpec, Policy
 from tests.core.machine import Behaviour, Machine, catalog, service
 
 
@@ -63,3 +63,36 @@ def test_what_has_no_port_or_does_not_run_is_not_asked():
     m = machine()
     m.do("start", "plain")
     assert attention.probing(m.engine.state) == {}
+
+
+def waiting_machine(**policy) -> Machine:
+    """`big` waits for the memory of `old`, `small` needs nobody's, and `bare` has no file that could be read."""
+    specs = [
+        service("old", 20000, port=8001),
+        service("big", 18000, port=8002, requires_file="/models/big"),
+        service("small", 100, port=8003, requires_file="/models/small"),
+        service("bare", 3000, port=8004),
+    ]
+    m = Machine(catalog(*specs, policy=Policy(**policy), old=("old",), new=("big", "small", "bare"))).boot()
+    m.do("switch", "old")
+    m.behaviours["old"] = Behaviour(term_s=3.0)
+    return m
+
+
+def test_the_model_of_a_start_that_waits_for_memory_may_be_read_ahead():
+    m = waiting_machine()
+    assert attention.reading(m.engine.state) == {}
+    m.ask("switch", "new")
+    m.run(1.0)
+    (reading,) = attention.reading(m.engine.state).values()
+    assert (reading.service, reading.model, reading.room_mib) == ("big", "/models/big", 64000 - 2048)
+    m.run()
+    assert m.running() == {"big", "small", "bare"}
+    assert attention.reading(m.engine.state) == {}
+
+
+def test_nothing_is_read_ahead_where_the_host_has_no_room():
+    m = waiting_machine(ram_reserve_mib=64000)
+    m.ask("switch", "new")
+    m.run(1.0)
+    assert attention.reading(m.engine.state) == {}
