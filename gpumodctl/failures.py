@@ -66,9 +66,26 @@ def tell_operation(invocation: Invocation, operation: Mapping[str, Any]) -> set[
     error = operation.get("error")
     if isinstance(error, dict):
         tell_log(invocation, "", error.get("log"), shown)
-    if operation.get("state") == "rolled_back":
-        invocation.note("Rolled back: what ran before runs again.")
+    back = operation.get("back")
+    if isinstance(back, dict):
+        headline = "Rolled back" if operation.get("state") == "rolled_back" else "The way back"
+        invocation.note(*text.wrap(f"{headline}: {_told_back(back)}", invocation.err.columns))
+    if operation.get("id"):
+        invocation.note(f"`gpumodctl operation show {text.clean(str(operation['id']))}` tells the whole story.")
     return shown
+
+
+def _told_back(back: Mapping[str, Any]) -> str:
+    # Only what has failed needs these; a client that starts fast does not load them for nothing.
+    import msgspec
+
+    from gpumodctl.timeline import told_back
+    from gpumodd.wire.types import WayBack
+
+    try:
+        return told_back(msgspec.convert(dict(back), WayBack))
+    except msgspec.ValidationError:
+        return "see `gpumodctl operation show`"
 
 
 def tell_log(invocation: Invocation, service: str, log: Any, shown: set[tuple[str, ...]]) -> None:

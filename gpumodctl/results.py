@@ -4,30 +4,20 @@ from collections.abc import Iterable, Sequence
 
 from gpumodctl import text
 from gpumodctl.invocation import Invocation, ago, duration
+from gpumodctl.timeline import BLOCKS, told_back
 from gpumodd.wire.types import Device, Mode, Operation, Simulation, SimulationDevice, Step
-
-_BLOCKS = ("started", "woken", "stopped", "slept", "kept")
 
 
 def show_operation_result(invocation: Invocation, operation: Operation, headline: str) -> None:
     """What an operation did, as blocks of service ids."""
     lasted = "" if operation.seconds is None else f" ({duration(operation.seconds)})"
     invocation.say(invocation.out.paint(f"{text.clean(headline)}{lasted}.", "bold"))
-    for block in _BLOCKS:
+    for block in BLOCKS:
         ids: list[str] = getattr(operation, block)
         if ids:
             invocation.say(f"{block.capitalize()}:", *(f"  {text.clean(id)}" for id in ids))
-
-
-def show_steps(invocation: Invocation, steps: Sequence[Step]) -> None:
-    """The steps as a table."""
-    invocation.table(
-        ("Step", "Verb", "Service", "After", "State", "Why"),
-        [
-            (step.id, step.verb, step.service or step.device, " ".join(step.after) or None, step.state, step.why)
-            for step in steps
-        ],
-    )
+    if operation.back is not None:
+        invocation.say(*text.wrap(f"The way back: {told_back(operation.back)}", invocation.out.columns))
 
 
 def show_forecast(invocation: Invocation, steps: Sequence[Step]) -> None:

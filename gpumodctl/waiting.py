@@ -13,21 +13,12 @@ from msgspec import Raw
 from gpumodctl import text
 from gpumodctl.client import Client, Refused, Unreachable, decode
 from gpumodctl.invocation import Invocation, duration, seconds_of
+from gpumodctl.timeline import ASCII_MARKS, MARKS, STYLES, title
 from gpumodd.wire.session import Notification, Reply
 from gpumodd.wire.types import Operation, Progress, Status, Step
 
 _ASK_EVERY_S = 1.0
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
-_STYLES = {
-    "done": "green",
-    "failed": "red",
-    "cancelled": "yellow",
-    "running": "bold",
-    "pending": "dim",
-    "skipped": "dim",
-}
-_MARKS = {"done": "✓", "failed": "✗", "cancelled": "-", "skipped": "-", "pending": "·"}
-_ASCII_MARKS = {"done": "+", "failed": "!", "cancelled": "-", "skipped": "-", "pending": "."}
 
 
 class Detached(KeyboardInterrupt):
@@ -103,7 +94,7 @@ class _View:
         changed = before is None or before.state != step.state
         if self._tells and changed and step.state != "pending":
             elapsed = _elapsed(step) if step.finished_at else ""
-            self._invocation.note(f"{_title(step)}: {step.state}" + (f" ({elapsed})" if elapsed else ""))
+            self._invocation.note(f"{title(step)}: {step.state}" + (f" ({elapsed})" if elapsed else ""))
 
     def draw(self, client: Client) -> None:
         """Draw the table over the one drawn before; ask for the whole plan now and then."""
@@ -152,19 +143,15 @@ class _View:
         return lines
 
     def _line(self, step: Step) -> str:
-        marks = _MARKS if self._err.unicode else _ASCII_MARKS
+        marks = MARKS if self._err.unicode else ASCII_MARKS
         mark = self._spinner() if step.state == "running" else marks.get(step.state, "?")
         room = self._err.columns - 14
-        title = text.pad(text.cut(_title(step), room), room)
-        return self._err.paint(f"{mark} {title} {_elapsed(step):>10}", _STYLES.get(step.state, ""))
+        words = text.pad(text.cut(title(step), room), room)
+        return self._err.paint(f"{mark} {words} {_elapsed(step):>10}", STYLES.get(step.state, ""))
 
     def _spinner(self) -> str:
         frames = _SPINNER if self._err.unicode else "|/-\\"
         return frames[int((time.monotonic() - self._at) * 10) % len(frames)]
-
-
-def _title(step: Step) -> str:
-    return text.clean(f"{step.verb.replace('_', ' ')} {step.service or step.device or ''}".strip())
 
 
 def _elapsed(step: Step) -> str:

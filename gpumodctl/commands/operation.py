@@ -5,9 +5,10 @@ import msgspec
 
 from gpumodctl import completion, exits, failures, text
 from gpumodctl.client import decode
-from gpumodctl.invocation import Invocation, ago, duration
+from gpumodctl.invocation import Invocation
 from gpumodctl.options import group
-from gpumodctl.results import show_operation_result, show_operations, show_steps
+from gpumodctl.results import show_operation_result, show_operations
+from gpumodctl.timeline import show_operation
 from gpumodctl.waiting import wait_for
 from gpumodd.wire.types import Operation
 
@@ -25,7 +26,7 @@ def list_(invocation: Invocation, limit: int) -> None:
         show_operations(invocation, decode(raw, list[Operation]))
 
 
-@operation.command("show", help="Show one operation and its steps.")
+@operation.command("show", help="Show what one operation did, when, and why.")
 @click.argument("id", shell_complete=completion.operations)
 @click.pass_obj
 def show(invocation: Invocation, id: str) -> None:
@@ -33,30 +34,7 @@ def show(invocation: Invocation, id: str) -> None:
     if invocation.json:
         invocation.document(raw)
         return
-    shown = decode(raw, Operation)
-    error = shown.error
-    invocation.panel(
-        [
-            ("Operation", shown.id),
-            ("What", f"{shown.kind} {shown.target}"),
-            ("State", shown.state),
-            ("Why", shown.why or None),
-            ("Forced", "yes" if shown.forced else None),
-            ("Begun", f"{ago(shown.created_at)} ago" if shown.created_at else None),
-            ("Took", None if shown.seconds is None else duration(shown.seconds)),
-            *((block.capitalize(), getattr(shown, block) or None) for block in _BLOCKS),
-            ("Error", None if error is None else f"{error.code}: {error.message}"),
-            ("Hint", error.hint or None if error else None),
-        ]
-    )
-    if shown.steps:
-        invocation.say("")
-        show_steps(invocation, shown.steps)
-    if error is not None and error.log:
-        invocation.say("", "Last lines:", *(f"  | {text.clean(line)}" for line in error.log))
-
-
-_BLOCKS = ("started", "woken", "stopped", "slept", "kept")
+    show_operation(invocation, decode(raw, Operation))
 
 
 @operation.command("wait", help="Wait until an operation has ended; the exit code tells how.")

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import msgspec
 
 from gpumodd.api.connection import Handler, Reply, Session
-from gpumodd.api.views import Views, reason
+from gpumodd.api.operation_views import reason
+from gpumodd.api.views import Views
 from gpumodd.core import effects as fx
 from gpumodd.core import events as ev
 from gpumodd.core import requests

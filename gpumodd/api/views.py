@@ -5,13 +5,13 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from gpumodd.api.operation_views import OperationViews, reason
 from gpumodd.core import conditions, world
 from gpumodd.core import effects as fx
 from gpumodd.core.engine import Engine
 from gpumodd.core.facts import DeviceFact
 from gpumodd.core.ledger import Budget
-from gpumodd.core.operations import Operation, PlannedStep, StepState, Verb
-from gpumodd.core.operations import Step as CoreStep
+from gpumodd.core.operations import Operation, PlannedStep, StepState
 from gpumodd.core.phase import Phase
 from gpumodd.core.plans import Plan
 from gpumodd.core.problems import Problem, Reason
@@ -29,6 +29,7 @@ class Views:
     def __init__(self, engine: Engine, clock: Clock) -> None:
         self._engine = engine
         self._clock = clock
+        self._operations = OperationViews(self.time, clock.boottime)
         self._status_key: object = None
         self._status = msgspec.Raw()
 
@@ -43,10 +44,6 @@ class Views:
         """A boot-clock time as RFC 3339 in UTC, to the millisecond."""
         moment = datetime.datetime.fromtimestamp(at + self._clock.wall() - self._clock.boottime(), datetime.UTC)
         return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-    def time_or_none(self, at: float | None) -> str | None:
-        """The same for a time that may not have come."""
-        return None if at is None else self.time(at)
 
     # -- the whole --------------------------------------------------------------------------------------------
 
@@ -227,56 +224,7 @@ class Views:
 
     def operation(self, op: Operation) -> t.Operation:
         """One operation with its steps."""
-        end = op.finished_at if op.finished_at is not None else self._clock.boottime()
-        return t.Operation(
-            id=op.id,
-            kind=op.kind.value,
-            target=op.target,
-            state=op.state.value,
-            started=list(op.done(Verb.START)),
-            woken=list(op.done(Verb.WAKE)),
-            stopped=list(op.done(Verb.STOP)),
-            slept=list(op.done(Verb.SLEEP)),
-            kept=sorted(op.kept),
-            steps=[self.step(step, op) for step in op.steps],
-            error=self._error(op),
-            created_at=self.time(op.created_at),
-            finished_at=self.time_or_none(op.finished_at),
-            seconds=round(max(0.0, end - op.created_at), 3),
-            forced=op.force,
-            passed=[reason(r) for r in op.passed],
-            why=f"asked by {op.actor}" if op.actor else "",
-        )
-
-    def _error(self, op: Operation) -> t.OperationError | None:
-        if op.failure is None:
-            return None
-        reason = op.failure.reason
-        details = {**reason.details, **op.details}
-        if reason.service:
-            details["service"] = reason.service
-        return t.OperationError(
-            code=reason.code, message=reason.message, hint=reason.hint, details=details, log=list(op.failure.log)
-        )
-
-    def step(self, step: CoreStep, op: Operation) -> t.Step:
-        """One step of this operation."""
-        error = None
-        if step.error:
-            reason = op.failure.reason if op.failure is not None else None
-            told = reason is not None and reason.message == step.error
-            error = t.OperationError(code=reason.code if reason and told else "failed", message=step.error)
-        return t.Step(
-            id=step.id,
-            verb=step.verb.value,
-            service=step.service or None,
-            after=list(step.after),
-            state=step.state.value,
-            why=step.why,
-            started_at=self.time_or_none(step.started_at),
-            finished_at=self.time_or_none(step.finished_at),
-            error=error,
-        )
+        return self._operations.operation(op)
 
     # -- events -----------------------------------------------------------------------------------------------
 
@@ -287,10 +235,13 @@ class Views:
                 return "service", {"service": change.service, "from": change.before, "to": change.now}
             case fx.StepChanged() as change:
                 data = _of_operation(change.operation)
-                return "operation", {**data, "step": msgspec.to_builtins(self.step(change.step, change.operation))}
+                return "operation", {
+                    **data,
+                    "step": msgspec.to_builtins(self._operations.step(change.step, change.operation)),
+                }
             case fx.OperationChanged() as change:
                 data = _of_operation(change.operation)
-                error = self._error(change.operation)
+                error = self._operations.error(change.operation)
                 return "operation", {**data, "error": msgspec.to_builtins(error)} if error else data
 
     # -- simulation -------------------------------------------------------------------------------------------
@@ -341,18 +292,6 @@ class Views:
 
 def _of_operation(op: Operation) -> dict[str, object]:
     return {"operation": op.id, "kind": op.kind.value, "target": op.target, "state": op.state.value}
-
-
-def reason(why: Reason) -> t.Reason:
-    """One thing that stands in the way."""
-    return t.Reason(
-        code=why.code,
-        message=why.message,
-        hint=why.hint,
-        service=why.service,
-        device=why.device,
-        details=dict(why.details),
-    )
 
 
 def planned_steps(steps: Iterable[PlannedStep]) -> list[t.Step]:

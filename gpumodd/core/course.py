@@ -152,7 +152,7 @@ class Course:
         """One service went wrong: say so, and go where the operation's policy leads."""
         track = self._state.track(service) if service else Track()
         verbs = (Verb.STOP, Verb.WAIT_RELEASE) if outcomes.leaves(reason) else (Verb.START, Verb.WAIT_READY)
-        op = operations.fail_step(op, service, verbs, reason.message, self._state.at)
+        op = operations.fail_step(op, service, verbs, reason, self._state.at)
         if op.failure is None:
             op = replace(op, failure=operations.Failure(reason=reason))
             if service in op.attempted:
@@ -198,7 +198,8 @@ class Course:
             goals.clear()
         failure = op.failure or operations.Failure(reason=reason)
         op = replace(op, returning=end, failure=failure, goals=tuple(sorted(goals)), attempted=(), restarts=())
-        state.put(replace(op, blocked_since=None))
+        turned_at = op.turned_at if op.turned_at is not None else state.at
+        state.put(replace(op, turned_at=turned_at, blocked_since=None))
         for other in state.active_operations():
             if other.id != op.id and not wanted.issuperset(other.goals):
                 self.supersede(other, f"the return of {op.kind} {op.target}")

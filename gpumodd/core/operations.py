@@ -104,6 +104,8 @@ class Step:
     started_at: float | None = None
     finished_at: float | None = None
     error: str | None = None
+    code: str = ""  # what `error` is about
+    back: bool = False  # a step of the way back, after a failure or a cancellation
 
     @property
     def key(self) -> StepKey:
@@ -148,6 +150,7 @@ class Operation:
     steps: tuple[Step, ...] = ()
     failure: Failure | None = None
     returning: State | None = None
+    turned_at: float | None = None  # when the way back began
     logs_of: str | None = None  # a service whose last words are still being read
     blocked_since: float | None = None
     finished_at: float | None = None
@@ -166,9 +169,10 @@ class Operation:
         """Is this step its business? What goes is, in its scope; what comes only if it is one of its goals."""
         return self.covers(service) and (verb in (Verb.STOP, Verb.WAIT_RELEASE) or service in self.goals)
 
-    def done(self, verb: Verb) -> tuple[str, ...]:
-        """The services for which a step with this verb was completed, sorted."""
-        return tuple(sorted({s.service for s in self.steps if s.verb is verb and s.state is StepState.DONE}))
+    def done(self, verb: Verb, *, back: bool = False) -> tuple[str, ...]:
+        """The services for which a step with this verb was completed, on the way there or on the way back, sorted."""
+        done = (s for s in self.steps if s.verb is verb and s.back is back and s.state is StepState.DONE)
+        return tuple(sorted({s.service for s in done}))
 
 
 def merge(
@@ -203,7 +207,7 @@ def merge(
         if key not in ids:
             number += 1
             ids[key] = f"{operation.id}.{number}"
-            pending[key] = Step(id=ids[key], verb=key[0], service=key[1])
+            pending[key] = Step(id=ids[key], verb=key[0], service=key[1], back=operation.turned_at is not None)
     # What has begun stays where it is; the rest stands as the plan has it, each after what it waits for.
     steps = [*begun, *(pending[key] for key in wanted if key in pending)]
     steps = [_updated(s, wanted[s.key], ids, at) if s.state.open and s.key in wanted else s for s in steps]
@@ -226,7 +230,7 @@ def close(operation: Operation, state: StepState, at: float, *, error: str | Non
     return replace(operation, steps=steps)
 
 
-def fail_step(operation: Operation, service: str, verbs: tuple[Verb, ...], error: str, at: float) -> Operation:
+def fail_step(operation: Operation, service: str, verbs: tuple[Verb, ...], why: Reason, at: float) -> Operation:
     """Mark the step of this service that went wrong as failed: the newest one with one of these verbs that had
     begun and did not get to its end, else the first that was to come."""
     mine = [s for s in operation.steps if s.service == service and s.verb in verbs]
@@ -234,7 +238,7 @@ def fail_step(operation: Operation, service: str, verbs: tuple[Verb, ...], error
     failed = begun[-1] if begun else next((s for s in mine if s.state.open), None)
     if failed is None:
         return operation
-    told = replace(failed, state=StepState.FAILED, finished_at=at, error=error)
+    told = replace(failed, state=StepState.FAILED, finished_at=at, error=why.message, code=why.code)
     return replace(operation, steps=tuple(told if s is failed else s for s in operation.steps))
 
 

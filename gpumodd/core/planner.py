@@ -87,7 +87,7 @@ def _leave(leaving: list[ServiceView], specs: Mapping[str, ServiceSpec], given: 
                 verb=Verb.STOP,
                 service=service,
                 after=() if view.stopping else tuple((Verb.STOP, o) for o in dependents),
-                why=_why_stop(view),
+                why=_why_stop(view, given.wanted),
                 in_flight=view.stopping,
                 blocked=not given.able and not view.stopping,
             )
@@ -105,11 +105,13 @@ def _leave(leaving: list[ServiceView], specs: Mapping[str, ServiceSpec], given: 
     return steps
 
 
-def _why_stop(view: ServiceView) -> str:
+def _why_stop(view: ServiceView, wanted: frozenset[str]) -> str:
     if view.spec is None:
         return "a managed unit that nothing configures any more"
     if view.restart:
         return "it is restarted"
+    if view.id in wanted:
+        return "it is on its way down, and has to get there before it can come again"
     return "not part of what is wanted"
 
 

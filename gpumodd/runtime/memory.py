@@ -115,6 +115,7 @@ def _moved(op: Operation, by: float) -> Operation:
         op,
         created_at=op.created_at + by,
         finished_at=None if op.finished_at is None else op.finished_at + by,
+        turned_at=None if op.turned_at is None else op.turned_at + by,
         blocked_since=None,
         steps=tuple(_moved_step(step, by) for step in op.steps),
     )

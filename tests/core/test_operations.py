@@ -12,6 +12,7 @@ from gpumodd.core.operations import (
     fail_step,
     merge,
 )
+from gpumodd.core.problems import Reason
 
 STOP, WAIT, START, READY = Verb.STOP, Verb.WAIT_RELEASE, Verb.START, Verb.WAIT_READY
 
@@ -79,7 +80,7 @@ def test_nothing_new_leaves_the_very_same_operation():
 
 def test_the_step_that_failed_is_the_one_that_had_begun():
     op = merged(operation(), planned(START, "a", in_flight=True), planned(READY, "a", (START, "a")))
-    failed = fail_step(op, "a", (START, READY), "it broke", 6.0)
+    failed = fail_step(op, "a", (START, READY), Reason(code="unit_failed", message="it broke"), 6.0)
     assert [(s.state, s.error) for s in failed.steps[1:]] == [
         (StepState.FAILED, "it broke"),
         (StepState.PENDING, None),

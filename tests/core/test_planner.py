@@ -150,3 +150,9 @@ def test_dependencies_come_first_then_priority_then_size_then_name():
         "e": ServiceSpec(id="e", priority=60),
     }
     assert topological(specs, specs) == ["e", "c", "a", "b", "d"]
+
+
+def test_what_is_wanted_and_goes_down_by_itself_is_not_said_to_be_unwanted():
+    made = plan(machine(up(service("a", 1000), phase=Phase.STOPPING, stopping=True), wanted="a"))
+    (stop,) = [s for s in made.steps if s.verb is Verb.STOP]
+    assert stop.why == "it is on its way down, and has to get there before it can come again"

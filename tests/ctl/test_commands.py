@@ -146,6 +146,26 @@ def test_switch_without_waiting(ctl):
     assert "gpumodctl operation wait 7" in result.stderr
 
 
+def test_an_operation_tells_its_story_and_the_way_back_apart(ctl):
+    out = ctl("operation", "show", "8", COLUMNS="100").stdout
+    there, back = out.split("The way back: cannot start vllm-embedding")
+    assert "State:     rolled back\nWhy:       asked by alice\nForced:    yes\nPassed:    vram_unknown: cannot" in there
+    assert "Way back:  started whisper; stopped vllm-embedding\n" in there
+    assert "*   +0.0 s    0.5 s  ✓ stop whisper\n                    not part of what is wanted\n" in there
+    assert "*   +0.5 s    1.5 s  ✗ start vllm-embedding (failed)\n                    health_timeout: cannot" in there
+    assert (
+        "· wait ready vllm-embedding (pending)\n                    health; waits until vllm-embedding is sta" in there
+    )
+    assert "    +2.0 s    1.2 s  ✓ start whisper\n                    wanted, 1500 MiB on device 0\n" in back
+    assert "* on the critical path" in back
+
+
+def test_an_operation_on_an_ascii_terminal(ctl):
+    out = ctl("operation", "show", "8", PYTHONIOENCODING="ascii", PYTHONUTF8="0").stdout
+    assert out.isascii()
+    assert "! start vllm-embedding (failed)" in out
+
+
 def test_logs_cannot_touch_the_terminal(ctl):
     assert ctl("service", "logs", "whisper", "-n", "2").stdout == "line 99\nredover evil\n"
 

@@ -97,7 +97,9 @@ def test_the_last_lines_of_a_failed_start_are_shown_once(ctl, line):
 
 
 def test_a_rollback_is_told(ctl):
-    assert "Rolled back" in ctl("switch", "fragile").stderr
+    stderr = ctl("switch", "fragile").stderr
+    assert "Rolled back: started whisper; stopped vllm-embedding\n" in stderr
+    assert "`gpumodctl operation show 7` tells the whole story." in stderr
 
 
 @pytest.mark.parametrize("json_wanted", [False, True])

@@ -109,6 +109,47 @@ FAILURE = t.OperationError(
     hint="see its log",
     log=["loading weights", "\x1b[31mCUDA out of memory\x1b[0m\x07"],
 )
+BACK = t.WayBack(began_at="2026-01-02T03:04:07Z", started=["whisper"], stopped=["vllm-embedding"])
+ROLLED_BACK = switched("rolled_back", error=FAILURE, back=BACK, why="asked by alice", forced=True)
+ROLLED_BACK.passed = [t.Reason(code="vram_unknown", message="cannot start vllm-embedding: nobody knows")]
+ROLLED_BACK.steps = [
+    t.Step(
+        id="8.1",
+        verb="stop",
+        service="whisper",
+        state="done",
+        why="not part of what is wanted",
+        started_at="2026-01-02T03:04:05Z",
+        finished_at="2026-01-02T03:04:05.5Z",
+        seconds=0.5,
+        critical=True,
+    ),
+    t.Step(
+        id="8.2",
+        verb="start",
+        service="vllm-embedding",
+        after=["8.1"],
+        gate="8.1",
+        state="failed",
+        started_at="2026-01-02T03:04:05.5Z",
+        finished_at="2026-01-02T03:04:07Z",
+        seconds=1.5,
+        error=FAILURE,
+        critical=True,
+    ),
+    t.Step(id="8.3", verb="wait_ready", service="vllm-embedding", after=["8.2"], state="pending", why="health"),
+    t.Step(
+        id="8.4",
+        verb="start",
+        service="whisper",
+        state="done",
+        back=True,
+        started_at="2026-01-02T03:04:07Z",
+        finished_at="2026-01-02T03:04:08.2Z",
+        seconds=1.2,
+        why="wanted, 1500 MiB on device 0",
+    ),
+]
 SIMULATION = t.Simulation(
     fits=True,
     mode="rag",
@@ -169,7 +210,7 @@ async def switch(session: Session, params: Any) -> Any:
             raise failed(switched("failed", error=FAILURE))
         case "fragile":
             steps = [t.Step(id="1", verb="start", service="vllm-embedding", state="failed", error=FAILURE)]
-            operation = switched("rolled_back", error=FAILURE)
+            operation = switched("rolled_back", error=FAILURE, back=BACK)
             operation.steps = steps
             raise failed(operation)
         case "superseded":
@@ -249,7 +290,7 @@ def operation(_session: Session, params: Any) -> Any:
         case "7":
             return switched()
         case "8":
-            return switched("rolled_back", error=FAILURE)
+            return ROLLED_BACK
         case "9":
             return switched("failed", error=FAILURE)
     raise not_found("operation", params.id)

@@ -103,6 +103,9 @@ def test_a_member_that_fails_brings_the_machine_back(daemon: Daemon, fault: tupl
             d.switch("bad")
         operation = failed.value.data["details"]["operation"]
         assert (failed.value.number, operation["state"], operation["error"]["code"]) == (-32011, "rolled_back", code)
+        assert (operation["started"], operation["back"]["started"]) == (["bad", "embed"], ["chat", "tiny"])
+        assert set(operation["stopped"]) >= {"chat", "tiny"}
+        assert set(operation["back"]["stopped"]) >= {"embed"}
         if "--last-words" in fault:
             assert any("cannot open shared object" in line for line in operation["error"]["log"])
         assert d.ready() == {"chat", "tiny"}
