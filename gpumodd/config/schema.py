@@ -11,9 +11,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstraints, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from gpumodd.config.errors import shown
+
 ID = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 MAX_MIB = 16 * 1024 * 1024  # 16 TiB: more is a mistyped unit
+MAX_DEVICES = 64
 MAX_ARGUMENT = 128 * 1024 - 1  # bytes; the kernel's MAX_ARG_STRLEN less its end
+
+
+_UUID = "[A-Za-z][A-Za-z0-9._/-]{0,127}"
+_DEVICE = re.compile(f"0|[1-9][0-9]{{0,2}}|{_UUID}", re.ASCII)
 
 
 def _devices(value: Any) -> tuple[str, ...] | None:
@@ -25,7 +32,7 @@ def _devices(value: Any) -> tuple[str, ...] | None:
     chosen = []
     for item in value:
         index = isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 1024
-        uuid = isinstance(item, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9._/-]{0,127}", item)
+        uuid = isinstance(item, str) and re.fullmatch(_UUID, item)
         if not index and not uuid:
             raise PydanticCustomError("devices", "a device is an index such as 0, or a UUID such as GPU-4f…")
         chosen.append(str(item))
@@ -34,13 +41,30 @@ def _devices(value: Any) -> tuple[str, ...] | None:
     return tuple(chosen)
 
 
-def _vram_limit(value: Any) -> int | str | None:
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_MIB):
-        return value
+def _vram_limit(value: Any) -> int | str | dict[str, int | str] | None:
+    """MiB, a share, or either of them per device; indexes become text."""
+    if value is None or _is_limit(value):
+        return value  # type: ignore[no-any-return]
+    if not isinstance(value, dict):
+        needed = 'null, a number of MiB, a share such as "80%", or one of them for each device is needed'
+        raise PydanticCustomError("vram_limit", needed)
+    if not 0 < len(value) <= MAX_DEVICES:
+        raise PydanticCustomError("vram_limit", "at least one device is needed, or null")
+    for name, limit in value.items():
+        if not _DEVICE.fullmatch(name):
+            needed = "{name} is no device: an index such as 0 is needed, or a UUID such as GPU-4f…"
+            raise PydanticCustomError("vram_limit", needed, {"name": shown(name)})
+        if not _is_limit(limit):
+            needed = 'a number of MiB, or a share such as "80%", is needed for {name}'
+            raise PydanticCustomError("vram_limit", needed, {"name": name})
+    return value
+
+
+def _is_limit(value: Any) -> bool:
+    if isinstance(value, int):
+        return not isinstance(value, bool) and 0 < value <= MAX_MIB
     share = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,3})?) ?%", value) if isinstance(value, str) else None
-    if share and 0 < float(share[1]) <= 100:
-        return str(value)
-    raise PydanticCustomError("vram_limit", 'null, a number of MiB, or a share such as "80%" is needed')
+    return share is not None and 0 < float(share[1]) <= 100
 
 
 def _one_word(value: Any) -> str:
@@ -83,10 +107,13 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Pause = Annotated[float, Field(ge=0, le=86_400)]
 Count = Annotated[int, Field(ge=1, le=1000)]
 Program = Annotated[tuple[Argument, ...], Field(min_length=1, max_length=64)]
+_LIMIT: list[dict[str, Any]] = [{"type": "integer", "minimum": 1}, {"type": "string"}]
 VramLimit = Annotated[
-    int | str | None,
+    int | str | dict[str, int | str] | None,
     PlainValidator(_vram_limit),
-    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}, {"type": "null"}]}),
+    WithJsonSchema(
+        {"anyOf": [*_LIMIT, {"type": "object", "additionalProperties": {"anyOf": _LIMIT}}, {"type": "null"}]}
+    ),
 ]
 DeviceChoice = Annotated[
     tuple[str, ...] | None,
@@ -168,7 +195,11 @@ class PolicySection(Section):
 
     vram_reserve_mib: Mib = Field(default=512, description="per device, never given to services")
     vram_limit: VramLimit = Field(
-        default=None, description='MiB or `"80%"` of the device: what services may hold together'
+        default=None,
+        description=(
+            'MiB or `"80%"` of the device: what services may hold together on each; or per device, by index or UUID:'
+            ' `{0: "80%", GPU-4f…: 12000}`, where those not named have no limit'
+        ),
     )
     ram_reserve_mib: Mib = Field(default=2048, description="host memory (MemAvailable) that must remain")
     overcommit: Literal["refuse", "warn"] = Field(

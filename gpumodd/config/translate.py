@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from gpumodd.config import schema
 from gpumodd.config.estimates import Memory
-from gpumodd.core.specs import HealthSpec, ModeSpec, OnFailure, OnLeave, Policy, ServiceSpec
+from gpumodd.core.specs import DeviceLimit, HealthSpec, ModeSpec, OnFailure, OnLeave, Policy, ServiceSpec
 from gpumodd.drivers.api import Driver, DriverContext, DriverError, ProbeSpec, UnitFile
 
 T = TypeVar("T")
@@ -67,12 +67,26 @@ def mode(model: schema.Mode) -> ModeSpec:
 def policy(model: schema.PolicySection) -> Policy:
     given = model.model_dump(exclude={"vram_limit", "on_failure"})
     limit = model.vram_limit
+    per_device = limit if isinstance(limit, dict) else {}
+    everywhere = None if isinstance(limit, dict) else limit
     return Policy(
         **given,
         on_failure=OnFailure(model.on_failure),
-        vram_limit_mib=limit if isinstance(limit, int) else None,
-        vram_limit_percent=float(limit.rstrip(" %")) if isinstance(limit, str) else None,
+        vram_limit_mib=_mib(everywhere),
+        vram_limit_percent=_percent(everywhere),
+        vram_limits=tuple(
+            DeviceLimit(device=device, mib=_mib(value), percent=_percent(value))
+            for device, value in sorted(per_device.items())
+        ),
     )
+
+
+def _mib(limit: int | str | None) -> int | None:
+    return limit if isinstance(limit, int) else None
+
+
+def _percent(limit: int | str | None) -> float | None:
+    return float(limit.rstrip(" %")) if isinstance(limit, str) else None
 
 
 def runnable(

@@ -121,7 +121,27 @@ def _of_machine(state: State) -> list[Problem]:
                 since=fact.at,
             )
         )
-    return found
+    return found + _of_limits(state)
+
+
+def _of_limits(state: State) -> list[Problem]:
+    """A limit on a device that is not there caps nothing, which whoever wrote it will want to know."""
+    fact, limits = state.devices, state.catalog.policy.vram_limits
+    if not limits or fact is None or fact.error:
+        return []
+    there = {name for device in fact.devices for name in (device.uuid, str(device.index))}
+    unknown = [limit.device for limit in limits if limit.device not in there]
+    if not unknown:
+        return []
+    return [
+        Problem(
+            code="device_unknown",
+            message=f"policy.vram_limit names {', '.join(unknown)}, and no such device is there",
+            hint="`gpumodctl device list` shows the devices; name one of them by index or UUID",
+            since=state.started_at,
+            details={"devices": unknown},
+        )
+    ]
 
 
 def _of_device(state: State, device: DeviceFact, budget: Budget | None) -> list[Problem]:

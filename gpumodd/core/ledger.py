@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from gpumodd.core.facts import DeviceFact
 from gpumodd.core.health import Ailment
-from gpumodd.core.specs import Policy
+from gpumodd.core.specs import DeviceLimit, Policy
 
 HOST = "host"  # the name under which the host's memory is kept in the same books as the devices
 TOLERANCE_MIB = 64  # drivers keep crumbs: back within this much of the value before the stop counts as released
@@ -152,13 +152,14 @@ class Budget:
         return self.capacity_mib - self.committed_mib
 
 
-def limit_of(total_mib: int, policy: Policy) -> int | None:
-    """The policy's cap for a device of this size, in MiB."""
-    if policy.vram_limit_mib is not None:
-        return policy.vram_limit_mib
-    if policy.vram_limit_percent is not None:
-        return int(total_mib * policy.vram_limit_percent / 100)
-    return None
+def limit_of(total_mib: int, policy: Policy, *names: str) -> int | None:
+    """The policy's cap for a device of this size that goes by these names (UUID, index), in MiB. Whoever names a
+    device twice means the smaller figure."""
+    limits = [DeviceLimit(device="", mib=policy.vram_limit_mib, percent=policy.vram_limit_percent)]
+    limits += [limit for limit in policy.vram_limits if limit.device in names]
+    caps = [limit.mib for limit in limits if limit.mib is not None]
+    caps += [int(total_mib * limit.percent / 100) for limit in limits if limit.percent is not None]
+    return min(caps, default=None)
 
 
 def share(vram_mib: int, devices: int) -> int:

@@ -206,6 +206,11 @@ CONDITIONS = Section(
             follows="It is `stale` and goes on as it is. What never reaches its process, a name say, counts at once.",
             fix="A switch to its mode, `gpumodctl service restart ID` or `gpumodctl reload --restart-changed`.",
         ),
+        "device_unknown": Code(
+            meaning="`policy.vram_limit` names a device that is not there.",
+            follows="That limit caps nothing.",
+            fix="`gpumodctl device list` shows the devices; name one of them by index or UUID.",
+        ),
         "no_devices": Code(
             meaning="No GPU driver was found, so device memory is not watched.",
             follows="Services start without regard to device memory.",

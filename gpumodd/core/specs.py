@@ -84,12 +84,22 @@ class ModeSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceLimit:
+    """What services may hold together on one device, named by UUID or by its index as text; one figure is set."""
+
+    device: str
+    mib: int | None = None
+    percent: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """The `policy:` section of gpumodd.yaml."""
 
     vram_reserve_mib: int = 512
     vram_limit_mib: int | None = None  # what services may hold together on one device
     vram_limit_percent: float | None = None  # the same as a share of the device; at most one is set
+    vram_limits: tuple[DeviceLimit, ...] = ()  # or device by device
     ram_reserve_mib: int = 2048
     overcommit: str = "refuse"  # refuse | warn
     on_failure: OnFailure = OnFailure.ROLLBACK

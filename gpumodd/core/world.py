@@ -115,7 +115,7 @@ def budgets(state: State) -> dict[str, Budget]:
             total_mib=device.total_mib,
             reserve_mib=policy.vram_reserve_mib,
             foreign_mib=foreign_mib(seen, device, lingering),
-            limit_mib=limit_of(device.total_mib, policy),
+            limit_mib=limit_of(device.total_mib, policy, device.uuid, str(device.index)),
             held=held_on(state, device),
             trouble=_trouble(state, device),
             ailments=ailments(device),

@@ -126,6 +126,34 @@ policy:
     def test_a_vram_limit_that_is_none(self, tree, limit):
         assert len(tree.write("gpumodd.yaml", f"policy:\n  vram_limit: {limit}\n").errors()) == 1
 
+    def test_a_vram_limit_per_device(self, tree):
+        text = "policy:\n  vram_limit: {0: 80%, GPU-4f: 12000, '17': '12.5 %'}\n"
+        loaded = tree.write("gpumodd.yaml", text).load()
+        policy = loaded.catalog.policy
+        assert (policy.vram_limit_mib, policy.vram_limit_percent) == (None, None)
+        assert {(li.device, li.mib, li.percent) for li in policy.vram_limits} == {
+            ("0", None, 80.0), ("17", None, 12.5), ("GPU-4f", 12000, None)
+        }  # fmt: skip
+        assert loaded.by_key["policy.vram_limit.GPU-4f"].source == "gpumodd.yaml:2:32"
+
+    def test_a_vram_limit_per_device_from_the_environment(self, tree):
+        loaded = tree.load(GPUMODD_POLICY__VRAM_LIMIT="{1: 5000}")
+        assert [(li.device, li.mib) for li in loaded.catalog.policy.vram_limits] == [("1", 5000)]
+
+    @pytest.mark.parametrize(
+        "limits",
+        [
+            "{}", "{0: 0}", "{0: null}", "{0: 101%}", "{0: true}", "{0: [1]}", "{0: {1: 2}}", "{0: 1.5}", "{-1: 5}",
+            "{00: 5}", "{1000: 5}", "{'': 5}", "{'a b': 5}", "{٣: 5}", "{0: 5, 0: 6}", "{1.0: 5}", "{'GPU-\\u0000': 5}",
+            "{GPU-a: 5, GPU-b: 99999999999999999999}", "{" + ", ".join(f"{n}: 5" for n in range(65)) + "}",
+            "{" + "x" * 200 + ": 5}",
+        ],
+    )  # fmt: skip
+    def test_vram_limits_that_are_none(self, tree, limits):
+        (error,) = tree.write("gpumodd.yaml", f"policy:\n  vram_limit: {limits}\n").errors()
+        assert error.startswith("gpumodd.yaml:2:")
+        assert len(error) < 400
+
     @pytest.mark.parametrize("table", ["/x/y", "~/x", "null"])
     def test_a_device_table(self, tree, table):
         assert tree.write("gpumodd.yaml", f"devices: {{table: {table}}}").errors() == []

@@ -4,7 +4,7 @@ import pytest
 
 from gpumodd.core.facts import DeviceFact, ProcessFact
 from gpumodd.core.ledger import TOLERANCE_MIB, Budget, Leaving, ReleaseWindow, attribute, limit_of, share
-from gpumodd.core.specs import Policy
+from gpumodd.core.specs import DeviceLimit, Policy
 
 
 def seen(used_mib, *processes, estimates=None):
@@ -110,6 +110,15 @@ def test_limits_are_in_mib_or_a_share_of_the_device():
     assert limit_of(24000, Policy()) is None
     assert limit_of(24000, Policy(vram_limit_mib=9000)) == 9000
     assert limit_of(24000, Policy(vram_limit_percent=80.0)) == 19200
+
+
+def test_limits_may_differ_from_device_to_device():
+    policy = Policy(vram_limits=(DeviceLimit(device="0", percent=50.0), DeviceLimit(device="GPU-b", mib=7000)))
+    assert limit_of(24000, policy, "GPU-a", "0") == 12000
+    assert limit_of(24000, policy, "GPU-b", "1") == 7000
+    assert limit_of(24000, policy, "GPU-b", "0") == 7000  # named twice
+    assert limit_of(10000, policy, "GPU-b", "0") == 5000
+    assert limit_of(24000, policy, "GPU-c", "2") is None
 
 
 def test_a_share_is_rounded_up():

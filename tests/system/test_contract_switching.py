@@ -255,6 +255,16 @@ def test_the_numbers_of_a_refusal_add_up(plain: Daemon):
         assert (numbers["needed_mib"], numbers["available_mib"]) == (16000, 12282 - 6000)
 
 
+def test_a_limit_counts_for_the_device_it_names_and_shows(plain: Daemon):
+    plain.policy["vram_limit"] = {GPU: 7000, "1": "10%"}
+    with plain as d:
+        d.switch("rag")
+        assert [(v["uuid"], v["limit_mib"]) for v in d.rpc("device.list")] == [(GPU, 7000)]
+        numbers = refused(d, "service.start", id="chat")["details"]["reasons"][0]["details"]
+        assert (numbers["limit_mib"], numbers["available_mib"]) == (7000, 1000)
+        assert [(p["code"], p["details"]) for p in d.status()["problems"]] == [("device_unknown", {"devices": ["1"]})]
+
+
 def test_overcommit_warn_starts_and_tells(plain: Daemon):
     plain.policy["overcommit"] = "warn"
     plain.service("chat", 16000, "--vram-mib", "8000")  # takes less than it says
