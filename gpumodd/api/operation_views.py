@@ -33,6 +33,7 @@ class OperationViews:
             stopped=list(op.done(Verb.STOP)),
             slept=list(op.done(Verb.SLEEP)),
             kept=sorted(op.kept),
+            left=sorted(op.abandoned),
             steps=[self._step(step, op, timings[step.id]) for step in op.steps],
             error=self.error(op),
             created_at=self._time(op.created_at),

@@ -9,7 +9,7 @@ from gpumodd.core.health import ailments
 from gpumodd.core.ledger import Budget
 from gpumodd.core.phase import Phase
 from gpumodd.core.planner import plan
-from gpumodd.core.problems import Problem, Reason
+from gpumodd.core.problems import Problem, Reason, survivor
 from gpumodd.core.state import State, Track
 
 AT_REST = frozenset({Phase.STOPPED, Phase.FAILED, Phase.BACKOFF})
@@ -22,15 +22,17 @@ def standing(state: State) -> str:
     desired = state.desired.services(state.catalog.services)
     lacking = {s for s in desired if world.phase_of(state, s) not in (Phase.READY, Phase.SLEEPING)}
     others = {s for s in state.tracks if s not in desired and world.phase_of(state, s) not in AT_REST}
-    if not lacking and not others and not state.windows and not state.units_lost:
-        return "converged"
+    trapped = {s for s, track in state.tracks.items() if track.quarantined}
+    releasing = any(window.leaving.keys() - trapped for window in state.windows.values())
+    if not lacking and not others and not releasing and not state.units_lost:
+        return "blocked" if trapped else "converged"
     if state.units_lost or (lacking and not others and _only_outside_helps(state, lacking)):
         return "blocked"
     return "degraded"
 
 
 def _only_outside_helps(state: State, lacking: set[str]) -> bool:
-    stuck = _obstacles(state).keys()
+    stuck = _obstacles(state).keys() | {s for s in lacking if s in state.tracks and state.tracks[s].quarantined}
     return lacking <= {*stuck, *dependents(stuck, state.catalog.services)}
 
 
@@ -212,10 +214,15 @@ def _problem(reason: Reason, *, since: float, service: str) -> Problem:
     )
 
 
+def _what_went_wrong(service: str, track: Track) -> Reason | None:
+    """With its newest run; what has survived its end is wrong until it is gone, whoever has taken note."""
+    return track.failure or (survivor(service) if track.quarantined else None)
+
+
 def _of_run(state: State, service: str, track: Track, *, desired: bool) -> list[Reason]:
     phase = world.phase_of(state, service)
     spec, probe = state.catalog.services.get(service), track.probe
-    found: list[Reason] = [track.failure] if track.failure is not None else []
+    found: list[Reason] = [wrong] if (wrong := _what_went_wrong(service, track)) is not None else []
     if track.gave_up:
         found.append(
             Reason(
@@ -324,8 +331,8 @@ def explain(state: State, service: str) -> tuple[str, list[str]]:
         why += f"; last answer: {track.probe.answer}" + (f" {track.probe.status}" if track.probe.status else "")
     if phase is Phase.BACKOFF and track.backoff_until is not None:
         why += f" in {max(0.0, track.backoff_until - state.at):.1f} s"
-    if track.failure is not None:
-        why += f"; {track.failure.message}"
+    if (wrong := _what_went_wrong(service, track)) is not None:
+        why += f"; {wrong.message}"
     return f"{why}; {_wish(state, service, desired=desired)}", _changes(state, service, phase, desired=desired)
 
 

@@ -162,7 +162,9 @@ class Course:
             key = "rollback_failed" if op.returning is State.ROLLED_BACK else f"also_{service}"
             op = replace(op, details={**op.details, key: reason.message})
         track.failure = None  # this operation has taken note; the story keeps it
-        if op.returning is None and outcomes.policy_of(op) == "rollback":
+        if reason.code == "stop_failed":  # what will not end cannot be brought back either: the rest goes on around it
+            self._go_on_without(op, service, reason)
+        elif op.returning is None and outcomes.policy_of(op) == "rollback":
             self.turn_back(op, State.ROLLED_BACK, reason)
         elif op.returning is None and outcomes.policy_of(op) == "stop":
             self.turn_back(op, State.FAILED, reason)

@@ -4,11 +4,13 @@ from gpumodd.core import effects as fx
 from gpumodd.core import fold, outcomes, world
 from gpumodd.core.outbox import Outbox
 from gpumodd.core.phase import Phase
+from gpumodd.core.problems import survivor
 from gpumodd.core.state import State, Track
 
 KILL_GRACE_S = 5.0  # past a unit's own stop timeout before the engine reaches for SIGKILL
 UNSEEN_S = 5.0  # after a job's end without news of its unit the last state that was seen is believed again
-SURVIVOR_S = 10.0  # a process that outlives SIGKILL this long is reported
+SURVIVOR_S = 10.0  # a process that outlives SIGKILL this long is put into quarantine
+AGAIN_S = 30.0  # between further kills of it, which also show whether it is still there
 FOREIGN_STOP_S = 90.0  # systemd's default, for a unit that nothing configures any more
 
 
@@ -23,15 +25,18 @@ def startup_deadline(state: State, service: str, track: Track) -> float | None:
 
 def kill_deadline(state: State, service: str, track: Track) -> float | None:
     """When a service that was asked to end is to be killed: past its own timeout, which the backend keeps."""
-    if not _ending(track) or track.stop_asked_at is None or track.killed_at is not None or state.units_lost:
+    since = _ending_since(track)
+    if since is None or state.units_lost:
         return None
+    if track.killed_at is not None:
+        return track.killed_at + AGAIN_S if track.quarantined else None
     spec = state.catalog.services.get(service)
-    return track.stop_asked_at + (spec.stop_timeout_s if spec else FOREIGN_STOP_S) + KILL_GRACE_S
+    return since + (spec.stop_timeout_s if spec else FOREIGN_STOP_S) + KILL_GRACE_S
 
 
 def survivor_deadline(track: Track) -> float | None:
-    """When a service that was killed and is still there is reported."""
-    if not _ending(track) or track.killed_at is None or track.failure is not None:
+    """When a service that was killed and is still there is put into quarantine."""
+    if _ending_since(track) is None or track.killed_at is None or track.quarantined:
         return None
     return track.killed_at + SURVIVOR_S
 
@@ -41,8 +46,11 @@ def unseen_deadline(state: State, track: Track) -> float | None:
     return track.unseen_since + UNSEEN_S if track.unseen_since is not None and not state.units_lost else None
 
 
-def _ending(track: Track) -> bool:
-    return track.stop_asked_at is not None and (track.command.leaving or not track.gone)
+def _ending_since(track: Track) -> float | None:
+    """Since when it is on its way down, at our word or somebody else's; None when it is not."""
+    if track.stop_asked_at is not None and (track.command.leaving or not track.gone):
+        return track.stop_asked_at
+    return track.deactivating_since
 
 
 def following(state: State) -> float | None:
@@ -76,12 +84,15 @@ def expire(state: State, outbox: Outbox) -> None:
         if _past(state, startup_deadline(state, service, track)):
             fold.failed(state, service, outcomes.not_ready(state, service, track))
         if _past(state, survivor_deadline(track)):
-            track.failure = outcomes.survivor(service)
+            track.quarantined = True
+            track.failure = survivor(service)
             track.failed_at = state.at
+            track.tell(state.at, "survives SIGKILL: left as it is until it is gone")
         if _past(state, kill_deadline(state, service, track)):
             track.killed_at = state.at
             track.kill_effect = outbox.number()
-            track.tell(state.at, "did not end in time: SIGKILL")
+            if not track.quarantined:
+                track.tell(state.at, "did not end in time: SIGKILL")
             outbox.emit(fx.KillUnit(id=track.kill_effect, service=service))
     timeout_s = state.catalog.policy.release_timeout_s
     for uuid, window in sorted(state.windows.items()):

@@ -44,8 +44,8 @@ class UnitFact:
 
     @property
     def gone(self) -> bool:
-        """No process of this unit is left."""
-        return self.active in (Active.INACTIVE, Active.FAILED)
+        """No process of this unit is left. A manager gives up on a unit at last, whoever survived in it."""
+        return self.active in (Active.INACTIVE, Active.FAILED) and not self.pids
 
 
 class Answer(StrEnum):

@@ -53,6 +53,10 @@ def _unit(state: State, fact: UnitFact) -> None:
         _run_began(state, track, fact)
     if fact.active is Active.ACTIVE and track.active_at is None:
         track.active_at = fact.since if state.observing and fact.since is not None else state.at
+    if fact.gone or fact.active in (Active.ACTIVE, Active.ACTIVATING):
+        track.deactivating_since = None
+    elif fact.active is not Active.UNKNOWN and track.deactivating_since is None:
+        track.deactivating_since = state.at
     was_alive = before is not None and not before.gone
     if fact.gone and (was_alive or (new_run and not state.observing)):
         _run_ended(state, fact.service, track, fact)
@@ -62,6 +66,13 @@ def _unit(state: State, fact: UnitFact) -> None:
         track.run_expected = False
         if fact.active is Active.ACTIVE:
             track.stop_asked_at = None  # the stop came to nothing
+
+
+def _released_from_quarantine(state: State, track: Track) -> None:
+    track.quarantined = False
+    track.tell(state.at, "the last process that had survived is gone")
+    if track.failure is not None and track.failure.code == "stop_failed":
+        track.failure = track.failed_at = None
 
 
 def _run_began(state: State, track: Track, fact: UnitFact) -> None:
@@ -81,6 +92,8 @@ def _run_began(state: State, track: Track, fact: UnitFact) -> None:
 
 def _run_ended(state: State, service: str, track: Track, fact: UnitFact | None) -> None:
     at = state.at
+    if track.quarantined:
+        _released_from_quarantine(state, track)
     mark_ended(state, service, at)
     if track.stop_asked_at is not None:
         _measured(state, service, state.costs_of(service).stopped(at - track.stop_asked_at))

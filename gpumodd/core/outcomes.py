@@ -39,16 +39,6 @@ def stop_refused(event: UnitStopped) -> Reason:
     )
 
 
-def survivor(service: str) -> Reason:
-    """Not even SIGKILL ended it."""
-    return Reason(
-        code="stop_failed",
-        message=f"cannot stop {service}: its processes survive SIGKILL",
-        hint="a process in uninterruptible sleep waits for a driver or a disk; a reboot may be the only way",
-        service=service,
-    )
-
-
 def not_ready(state: EngineState, service: str, track: Track) -> Reason:
     """The startup timeout passed; the last answer of the probe says how far it got."""
     spec = state.catalog.services[service]

@@ -57,7 +57,7 @@ def derive(
     match unit.active:
         case Active.UNKNOWN:
             return Phase.UNKNOWN
-        case Active.DEACTIVATING:
+        case Active.DEACTIVATING | Active.INACTIVE | Active.FAILED:  # over, but for processes that outlive their unit
             return Phase.STOPPING
         case Active.ACTIVATING:
             return Phase.STARTING

@@ -15,7 +15,7 @@ from gpumodd.core.operations import PlannedStep, StepKey, Verb
 from gpumodd.core.phase import Phase
 from gpumodd.core.placement import needed_mib, place
 from gpumodd.core.plans import PASSABLE, DeviceForecast, Plan, PlanInput, ServiceView
-from gpumodd.core.problems import Reason
+from gpumodd.core.problems import Reason, survivor
 from gpumodd.core.specs import ServiceSpec
 
 ANYWHERE = frozenset({"", "0.0.0.0", "::", "*", "localhost"})  # hosts that take a port on more than one address
@@ -60,6 +60,8 @@ def topological(ids: Iterable[str], specs: Mapping[str, ServiceSpec]) -> list[st
 
 
 def _must_leave(view: ServiceView, wanted: frozenset[str]) -> bool:
+    if view.quarantined:
+        return False
     if view.id in wanted and not view.restart:
         # A wanted service that is on its way down has to get there before it can come again.
         return view.stopping or (view.gone and view.releasing)
@@ -67,6 +69,8 @@ def _must_leave(view: ServiceView, wanted: frozenset[str]) -> bool:
 
 
 def _must_come(view: ServiceView) -> bool:
+    if view.quarantined:
+        return False
     return view.restart or ((view.gone or view.stopping) and not view.starting)
 
 
@@ -164,7 +168,7 @@ def _come(
                 after=((Verb.START, service),) if comes or view.starting else (),
                 why="ready means that its health answers" if spec.port else "ready means that its unit is active",
                 in_flight=not comes and not view.starting,
-                blocked=view.phase is Phase.UNKNOWN,
+                blocked=view.phase is Phase.UNKNOWN or view.quarantined,
             )
         )
     return steps
@@ -184,6 +188,8 @@ def _clashes(order: list[str], given: PlanInput) -> list[Reason]:
     for service in order:
         view = given.services[service]
         spec = view.spec
+        if view.quarantined:
+            reasons.append(survivor(service))
         if spec is None or not _must_come(view):
             earlier.add(service)
             continue

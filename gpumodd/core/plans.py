@@ -24,6 +24,7 @@ class ServiceView:
     starting: bool = False  # a start's job is in flight
     stopping: bool = False  # a stop's job is in flight, or the unit is on its way down
     releasing: bool = False  # its memory has not come back yet
+    quarantined: bool = False  # nothing ends it and nothing is asked of it; it holds what it holds
     restart: bool = False  # it must go before it may come
     devices: tuple[str, ...] = ()  # where it runs
 

@@ -304,3 +304,13 @@ class Problem:
     service: str | None = None
     device: str | None = None
     details: Mapping[str, object] = field(default_factory=dict)
+
+
+def survivor(service: str) -> Reason:
+    """Not even SIGKILL ended it."""
+    return Reason(
+        code="stop_failed",
+        message=f"cannot stop {service}: its processes survive SIGKILL",
+        hint="a process in uninterruptible sleep waits for a driver or a disk; a reboot may be the only way",
+        service=service,
+    )

@@ -16,7 +16,7 @@ from gpumodd.core.intents import Intent
 from gpumodd.core.operations import Kind
 from gpumodd.core.planner import plan
 from gpumodd.core.plans import PASSABLE, Plan
-from gpumodd.core.problems import Reason
+from gpumodd.core.problems import Reason, survivor
 from gpumodd.core.specs import ModeSpec
 from gpumodd.core.state import State
 
@@ -117,6 +117,8 @@ def reasons_against(state: State, intent: Intent, proposed: Plan, facts: Sequenc
     for service in starts:
         if service in by_service:
             mine += _preflight(state, by_service[service])
+    if intent.kind is Kind.STOP:
+        mine += [survivor(s) for s in intent.scope or () if s in state.tracks and state.tracks[s].quarantined]
     left = world.quiesce_left(state)
     if starts and left > 0 and intent.quiesce:
         mine.append(

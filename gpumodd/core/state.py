@@ -58,6 +58,7 @@ class Track:
     stop_effect: int | None = None
     kill_effect: int | None = None
     killed_at: float | None = None
+    quarantined: bool = False  # it has survived SIGKILL: left as it is, its bytes counted, until it is gone
     unseen_since: float | None = None  # a job ended then, and the state it led to has not been seen yet
     devices: tuple[str, ...] = ()  # placement, pinned while it runs
     fingerprint: str = ""
@@ -67,6 +68,7 @@ class Track:
     started_at: float | None = None  # when this run was asked for or first seen
     loading_from: float | None = None  # when we gave its start command, until what it takes to load is measured
     stop_asked_at: float | None = None
+    deactivating_since: float | None = None  # its unit is on the way down, or over but for processes that survived
     active_at: float | None = None  # when this run was first seen active
     ready_at: float | None = None
     judged: bool = False  # its newest run has been counted as a failure, and counts once

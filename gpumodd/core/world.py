@@ -30,6 +30,8 @@ def phase_of(state: State, service: str) -> Phase:
     track = state.tracks.get(service)
     if track is None:
         return Phase.STOPPED
+    if track.quarantined:
+        return Phase.FAILED
     spec = state.catalog.services.get(service)
     if track.unseen_since is not None and not state.units_lost:
         # The job is over but the state it led to has not been seen: the phase of the job goes on.
@@ -132,7 +134,7 @@ def _trouble(state: State, device: DeviceFact) -> str:
 
 def held_back(state: State, desired: Desired) -> frozenset[str]:
     """Desired services that are left alone for now: given up, waiting out a backoff, stopped by a person outside,
-    and what is down and depends on one of those."""
+    in quarantine, and what is down and depends on one of those."""
     specs = state.catalog.services
     wanted = desired.services(specs)
     back = {
@@ -142,6 +144,7 @@ def held_back(state: State, desired: Desired) -> frozenset[str]:
         and (
             track.gave_up
             or track.stopped_outside
+            or track.quarantined
             or (track.backoff_until is not None and track.backoff_until > state.at)
         )
     }
@@ -161,7 +164,7 @@ def left_alone(state: State, service: str) -> str | None:
     a person outside."""
     for needed in sorted(closure([service], state.catalog.services), key=lambda s: (s != service, s)):
         track = state.tracks.get(needed)
-        if track is not None and (track.stopped_outside or track.gave_up):
+        if track is not None and (track.stopped_outside or track.gave_up or track.quarantined):
             return needed
     return None
 
@@ -184,6 +187,7 @@ def views(state: State, restarts: frozenset[str]) -> dict[str, ServiceView]:
             starting=phase is Phase.STARTING and (track.command.coming or track.unseen_since is not None),
             stopping=stopping,
             releasing=fold.releasing(state, service),
+            quarantined=track.quarantined,
             restart=service in restarts,
             devices=track.devices,
         )

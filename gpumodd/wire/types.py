@@ -192,7 +192,8 @@ class Operation(Struct, kw_only=True):
     `started` … `kept` are service ids, sorted: what was done towards the target. What was done on the way back, after
     a failure or a cancellation, is apart, in `back`. `steps` stand in an order in which they may run. `why` says who
     asked, or what for. An operation that was open when the daemon crashed goes on under its own id.
-    `passed` is what spoke against it and was let through, by force or by `overcommit: warn`.
+    `left` are services that would not end and were left as they are. `passed` is what spoke against it and was let
+    through, by force or by `overcommit: warn`.
     """
 
     id: str
@@ -204,6 +205,7 @@ class Operation(Struct, kw_only=True):
     stopped: list[str] = field(default_factory=list)
     slept: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     error: OperationError | None = None
     created_at: str = ""

@@ -123,6 +123,8 @@ class Manager:
             exit_code=unit.exit_code,
             ended=unit.ended,
             since=unit.since,
+            # Whoever reads the cgroup of a unit that is over finds who has survived it.
+            pids=(unit.process.pid,) if unit.process and unit.active in (Active.INACTIVE, Active.FAILED) else (),
         )
 
     def complete(self) -> tuple[UnitFact, ...]:

@@ -68,7 +68,7 @@ behaviours = st.builds(
     start_result=st.sampled_from(["done"] * 5 + ["failed"]),
     exit_after_s=st.sampled_from([None] * 5 + [0.0, 0.2, 3.0]),
     never_ready=st.sampled_from([False] * 5 + [True]),
-    unkillable_s=st.sampled_from([0.0] * 5 + [12.0, 25.0]),
+    unkillable_s=st.sampled_from([0.0] * 5 + [12.0, 25.0, 200.0]),
 )
 
 
