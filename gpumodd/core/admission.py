@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from gpumodd.core import effects as fx
 from gpumodd.core import events as ev
-from gpumodd.core import fold, outcomes, requests, world
+from gpumodd.core import fold, outcomes, releases, requests, world
 from gpumodd.core.course import Course
 from gpumodd.core.desired import Desired, closure, undone
 from gpumodd.core.facts import InspectFact
@@ -65,7 +65,7 @@ class Admission:
     def inspected(self, event: ev.Inspected) -> None:
         """The facts are in."""
         fold.host(self._state, event.host)
-        fold.devices(self._state, event.devices)
+        releases.sampled(self._state, event.devices)
         intents = self._state.intents
         if event.effect in intents:
             intents[event.effect] = replace(intents[event.effect], facts=event.services)

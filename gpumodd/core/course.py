@@ -7,7 +7,7 @@ Owns how operations advance and how they end. It gives commands only for steps t
 from dataclasses import replace
 
 from gpumodd.core import effects as fx
-from gpumodd.core import fold, operations, ops, outcomes, world
+from gpumodd.core import fold, operations, ops, outcomes, releases, world
 from gpumodd.core.desired import dependents
 from gpumodd.core.operations import Kind, Operation, PlannedStep, State, StepKey, StepState, Verb
 from gpumodd.core.outbox import Outbox
@@ -74,7 +74,7 @@ class Course:
             case Verb.STOP:
                 return track is None or (track.gone and not track.command.leaving and phase is not Phase.STARTING)
             case Verb.WAIT_RELEASE:
-                return (track is None or track.gone) and not fold.releasing(self._state, service)
+                return (track is None or track.gone) and not releases.releasing(self._state, service)
             case Verb.START:
                 return phase in (Phase.LOADING, Phase.READY, Phase.DEGRADED)
             case Verb.WAIT_READY:
@@ -103,7 +103,7 @@ class Course:
             track.command = ops.step(track.command, ops.Asked.STOP)
             track.stop_asked_at, track.killed_at = state.at, None
             track.stop_effect = self._outbox.number()
-            fold.open_releases(state, step.service)
+            releases.open_releases(state, step.service)
             self._outbox.emit(fx.StopUnit(id=track.stop_effect, service=step.service))
             return True
         if track.command is not ops.Command.IDLE or track.unseen_since is not None:

@@ -1,7 +1,7 @@
 """Deadlines: every wait has an end. When they are due, and what becomes of those that have passed."""
 
 from gpumodd.core import effects as fx
-from gpumodd.core import fold, outcomes, world
+from gpumodd.core import fold, outcomes, releases, world
 from gpumodd.core.outbox import Outbox
 from gpumodd.core.phase import Phase
 from gpumodd.core.problems import survivor
@@ -100,7 +100,7 @@ def expire(state: State, outbox: Outbox) -> None:
         if any(end + timeout_s <= state.at for end in ends):
             outbox.emit(fx.SampleDevices())  # a fresh sample decides, whatever it shows …
         if any(end + timeout_s + world.STALE_S <= state.at for end in ends):
-            fold.abandon_release(state, uuid)  # … and when none can be had, nobody waits for ever
+            releases.abandon_release(state, uuid)  # … and when none can be had, nobody waits for ever
 
 
 def _past(state: State, deadline: float | None) -> bool:

@@ -1,6 +1,6 @@
 """Drift: the world differs from what is desired although nobody asked. Decides what is put on trial to mend it."""
 
-from gpumodd.core import fold, world
+from gpumodd.core import releases, world
 from gpumodd.core.admission import Admission
 from gpumodd.core.desired import closure
 from gpumodd.core.operations import Kind
@@ -46,4 +46,4 @@ def _wanted(state: State) -> frozenset[str]:
 def _down(state: State, service: str) -> bool:
     track = state.track(service)
     settled = track.gone and not track.command.coming and track.unseen_since is None
-    return settled and not fold.releasing(state, service)
+    return settled and not releases.releasing(state, service)

@@ -6,7 +6,7 @@ may begin and is not in flight is dispatched (`core.course`). Time is `event.at`
 
 from dataclasses import replace
 
-from gpumodd.core import conditions, deadlines, drift, fold, ops, outcomes, requests
+from gpumodd.core import conditions, deadlines, drift, fold, ops, outcomes, releases, requests
 from gpumodd.core import effects as fx
 from gpumodd.core import events as ev
 from gpumodd.core.admission import Admission
@@ -78,7 +78,7 @@ class Engine:
                 return fold.probe(state, event.fact)
             case ev.DevicesSampled():
                 told = fold.host(state, event.host)
-                return fold.devices(state, event.fact) or told or state.awaits_sample
+                return releases.sampled(state, event.fact) or told or state.awaits_sample
             case ev.CatalogLoaded():
                 fold.catalog(state, event.catalog)
                 state.costs = {s: known for s, known in state.costs.items() if s in event.catalog.services}

@@ -135,6 +135,11 @@ class State:
         """What loading, stopping and releasing it took so far."""
         return self.costs.get(service, UNKNOWN)
 
+    def measured(self, service: str, costs: Costs) -> None:
+        """Keep what was measured; what nothing configures will not come again."""
+        if service in self.catalog.services:
+            self.costs[service] = costs
+
     def active_operations(self) -> list[Operation]:
         """Operations that have not ended, oldest first."""
         return [op for op in self.operations.values() if op.state.open]

@@ -6,7 +6,7 @@ Pure queries; nothing here changes the state.
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
-from gpumodd.core import fold
+from gpumodd.core import releases
 from gpumodd.core.desired import Desired, closure
 from gpumodd.core.facts import Active, DeviceFact
 from gpumodd.core.health import ailments
@@ -42,7 +42,7 @@ def phase_of(state: State, service: str) -> Phase:
         health=track.health,
         settled=settles_at(state, service) is None,
         has_probe=spec is not None and spec.port is not None,
-        releasing=fold.releasing(state, service),
+        releasing=releases.releasing(state, service),
         backoff=track.backoff_until is not None and _is_desired(state, service),
         failed=track.gave_up or track.failure is not None,
         reachable=not state.units_lost,
@@ -89,7 +89,7 @@ def held_on(state: State, device: DeviceFact) -> dict[str, int]:
             mib = max(mib, entry.held_mib)  # no sample since has shown what became of it
         track = state.tracks.get(service)
         if track is not None and alive(track):
-            mib = max(mib, fold.estimate_on(state, service, device))
+            mib = max(mib, releases.estimate_on(state, service, device))
         if mib:
             held[service] = mib
     return held
@@ -186,7 +186,7 @@ def views(state: State, restarts: frozenset[str]) -> dict[str, ServiceView]:
             spec=spec,
             starting=phase is Phase.STARTING and (track.command.coming or track.unseen_since is not None),
             stopping=stopping,
-            releasing=fold.releasing(state, service),
+            releasing=releases.releasing(state, service),
             quarantined=track.quarantined,
             restart=service in restarts,
             devices=track.devices,
