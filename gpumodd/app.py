@@ -17,6 +17,7 @@ import structlog
 
 from gpumodd import __version__
 from gpumodd.adapters.clock import SystemClock
+from gpumodd.adapters.event_files import EventFiles
 from gpumodd.adapters.host import LinuxHost
 from gpumodd.adapters.http import HttpProber
 from gpumodd.adapters.lock import DaemonLock
@@ -41,13 +42,14 @@ from gpumodd.core.engine import Engine
 from gpumodd.core.problems import Problem
 from gpumodd.core.state import Snapshot
 from gpumodd.demo.table import Device, DeviceTable
-from gpumodd.ports import Devices, PortError, Units
+from gpumodd.ports import Devices, EventLog, PortError, Units
 from gpumodd.runtime.bus import Bus
 from gpumodd.runtime.dispatch import Dispatcher
 from gpumodd.runtime.inspect import Inspector
 from gpumodd.runtime.loop import Loop
 from gpumodd.runtime.memory import Memory
 from gpumodd.runtime.read_ahead import ReadAhead
+from gpumodd.runtime.record import Recorder
 from gpumodd.runtime.supervise import feed_watchdog, keep_running
 from gpumodd.runtime.tell import Teller
 from gpumodd.runtime.watch_devices import DeviceWatcher
@@ -107,7 +109,9 @@ async def run(places: Places) -> None:
         stack.callback(devices.close)
         await stack.enter_async_context(units)
         await units.apply(loaded.unit_files)
-        shell = _Shell(configuration, clock=clock, memory=memory, units=units, devices=devices)
+        events = EventFiles(places.state / "events")
+        shell = _Shell(configuration, clock=clock, memory=memory, units=units, devices=devices, events=events)
+        stack.callback(shell.close)
         await shell.run(recovered, listener, notifier)
 
 
@@ -159,7 +163,14 @@ class _Shell:
     """One running daemon: the engine, its loop, its watchers and its server."""
 
     def __init__(
-        self, configuration: Configuration, *, clock: SystemClock, memory: Memory, units: Units, devices: Devices
+        self,
+        configuration: Configuration,
+        *,
+        clock: SystemClock,
+        memory: Memory,
+        units: Units,
+        devices: Devices,
+        events: EventLog,
     ) -> None:
         self._configuration = configuration
         self._units = units
@@ -168,6 +179,8 @@ class _Shell:
         engine = Engine()
         host = LinuxHost(clock)
         self._loop = Loop(engine, clock)
+        self._recorder = Recorder(engine, events, clock)
+        self._loop.recorded = self._recorder.observe
         self._bus = Bus()
         self._views = Views(engine, clock)
         self._devices = DeviceWatcher(devices, units, host, self._loop)
@@ -218,6 +231,10 @@ class _Shell:
             notifier.stopping()
             log.info("stopping", services="end" if self._units.backend == "process" else "keep running")
             tasks.cancel_scope.cancel()
+
+    def close(self) -> None:
+        """End what outlives the loop."""
+        self._recorder.close()
 
     async def _observe(self) -> None:
         """Wait until units and devices have been seen in full once; whoever does not answer is not waited for."""

@@ -1,4 +1,4 @@
-"""The daemon's command line: `gpumodd run | init | check | schema | demo | version`.
+"""The daemon's command line: `gpumodd run | init | check | schema | demo | replay | version`.
 
 Each command imports what it needs when it runs. Owns the way from an exception to an exit code: what goes wrong is
 one line that says what, and one that says what to do, never a traceback. Exit codes: 0 done, 1 failed, 2 usage,
@@ -115,6 +115,22 @@ def demo(fast: bool) -> int:
     from gpumodd.demo.show import show
 
     return show(fast=fast)
+
+
+@main.command(short_help="Replay a recorded event log, offline.")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--until", metavar="N|TIME", help="Stop after this batch, or before what happened after this time.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON document.")
+def replay(file: Path, until: str | None, as_json: bool) -> int:
+    """Replay FILE, an event log of a daemon, in a fresh engine: tell what happened, change by change, and how things
+    stood in the end, and verify that it comes out as it was recorded.
+
+    The daemon keeps its newest logs in the folder `events` of its state directory. TIME is RFC 3339, such as
+    2026-01-31T12:00:00Z. Exit code 0 when everything is as recorded, 1 when it differs or FILE cannot be read.
+    """
+    from gpumodd.replaying import replay_file
+
+    return replay_file(file, until=until, as_json=as_json)
 
 
 @main.command(short_help="Print the version.")

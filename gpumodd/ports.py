@@ -237,6 +237,31 @@ class Store(Protocol):
     async def close(self) -> None: ...
 
 
+class EventLog(Protocol):
+    """Keeps lines in a few bounded files. Nothing here waits for a disk and nothing raises: `trouble` says why what
+    was given is not kept, until the next `begin`."""
+
+    @property
+    def trouble(self) -> str: ...
+
+    @property
+    def full(self) -> bool:
+        """The file has reached its size: begin another one."""
+        ...
+
+    def begin(self, head: bytes) -> None:
+        """Start a new file with this; the oldest ones make room."""
+        ...
+
+    def append(self, lines: bytes) -> None:
+        """More for the file that was begun last."""
+        ...
+
+    def close(self) -> None:
+        """End the file; waits for a moment at most."""
+        ...
+
+
 class Notifier(Protocol):
     """Tells the service manager how the daemon is (sd_notify)."""
 

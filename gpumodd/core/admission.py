@@ -42,12 +42,12 @@ class Admission:
 
     def _joins(self, event: ev.SwitchRequested) -> bool:
         """Does the newest switch, on trial or under way, lead there anyway?"""
-        trials = [effect for effect, intent in self._state.intents.items() if intent.kind is Kind.SWITCH]
+        trials = [intent for intent in self._state.intents if intent.kind is Kind.SWITCH]
         if trials:
-            newest = self._state.intents[trials[-1]]
+            newest = trials[-1]
             same = (newest.target, newest.force, newest.quiesce) == (event.mode, event.force, event.quiesce)
             if same:
-                self._state.intents[trials[-1]] = replace(newest, requests=(*newest.requests, event.request))
+                self._state.exchange(newest, replace(newest, requests=(*newest.requests, event.request)))
             return same
         for op in self._state.active_operations():
             if op.kind is Kind.SWITCH and op.target == event.mode and op.returning is None:
@@ -58,26 +58,27 @@ class Admission:
     def inspect(self, intent: Intent) -> None:
         """Gather the facts an intent is judged on."""
         wanted = intent.wish(self._state.desired, self._state.catalog).services(self._state.catalog.services)
-        effect = self._outbox.number()
-        self._state.intents[effect] = intent
-        self._outbox.emit(fx.Inspect(id=effect, services=tuple(s for s in sorted(wanted) if intent.covers(s))))
+        inquiry = self._outbox.number()
+        self._state.intents += (replace(intent, inquiry=inquiry),)
+        self._outbox.emit(fx.Inspect(id=inquiry, services=tuple(s for s in sorted(wanted) if intent.covers(s))))
 
     def inspected(self, event: ev.Inspected) -> None:
         """The facts are in."""
         fold.host(self._state, event.host)
         releases.sampled(self._state, event.devices)
-        intents = self._state.intents
-        if event.effect in intents:
-            intents[event.effect] = replace(intents[event.effect], facts=event.services)
+        for intent in self._state.intents:
+            if intent.inquiry == event.effect:
+                self._state.exchange(intent, replace(intent, facts=event.services))
         self.judge()
 
     def judge(self) -> None:
         """Decide what is on trial in the order it was asked, however fast its facts came: the newest wish must win."""
-        for effect, intent in list(self._state.intents.items()):
-            if intent.facts is None or self._state.observing:
+        while self._state.intents and not self._state.observing:
+            oldest, *others = self._state.intents
+            if oldest.facts is None:
                 return
-            del self._state.intents[effect]
-            self._decide(intent, intent.facts)
+            self._state.intents = tuple(others)
+            self._decide(oldest, oldest.facts)
 
     def _decide(self, intent: Intent, facts: tuple[InspectFact, ...]) -> None:
         """Refuse, or begin."""

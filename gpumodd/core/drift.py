@@ -25,7 +25,7 @@ def heal(state: State, admission: Admission) -> None:
     able = not state.units_lost and not state.unsaved and world.quiesce_left(state) == 0
     if state.catalog.policy.drift != "heal" or not able:
         return
-    doers: list[world.Doer] = [*state.active_operations(), *state.intents.values()]
+    doers: list[world.Doer] = [*state.active_operations(), *state.intents]
     idle = (s for s in sorted(_wanted(state)) if not any(doer.covers(s) for doer in doers))
     down = [s for s in idle if _down(state, s)]
     if not down:

@@ -27,6 +27,7 @@ class Intent:
     quiesce: bool = True
     scope: tuple[str, ...] | None = None
     restarts: tuple[str, ...] = ()
+    inquiry: int = 0  # the effect that gathers its facts
     facts: tuple[InspectFact, ...] | None = None  # what it is judged on, once it is in
 
     def covers(self, service: str) -> bool:

@@ -112,7 +112,7 @@ class State:
     baselines: dict[str, int] = field(default_factory=dict)  # of the last daemon, until the first sample
     host: HostFact | None = None
     costs: dict[str, Costs] = field(default_factory=dict)
-    intents: dict[int, Intent] = field(default_factory=dict)  # on trial, by the effect that asks for their facts
+    intents: tuple[Intent, ...] = ()  # on trial, oldest first
     operations: dict[str, Operation] = field(default_factory=dict)  # newest last, bounded
     awaits_sample: bool = False  # an operation is over but for figures that are as new as its end
     next_operation: int = 1
@@ -143,6 +143,10 @@ class State:
     def active_operations(self) -> list[Operation]:
         """Operations that have not ended, oldest first."""
         return [op for op in self.operations.values() if op.state.open]
+
+    def exchange(self, old: Intent, new: Intent) -> None:
+        """Put an intent in the place of another one."""
+        self.intents = tuple(new if intent is old else intent for intent in self.intents)
 
     def put(self, op: Operation) -> None:
         """Replace the operation's record; the journal will save it and tell of it."""

@@ -5,7 +5,7 @@ no I/O of its own: effects go to `runtime.dispatch`.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import anyio
@@ -32,12 +32,14 @@ class Waiting:
 
 
 class Loop:
-    """Feeds the engine. `submit` is where effects go; `changed` is called after every batch."""
+    """Feeds the engine. `submit` is where effects go; `recorded` is told of every batch, and that the engine broke on
+    it if there are no effects; `after_batch` is called when all is done."""
 
     def __init__(self, engine: Engine, clock: Clock) -> None:
         self.engine = engine
         self.clock = clock
         self.submit: Callable[[tuple[fx.Effect, ...]], None] = lambda _: None
+        self.recorded: Callable[[Sequence[ev.Event], Sequence[fx.Effect] | None], None] = lambda _batch, _effects: None
         self.after_batch: list[Callable[[], None]] = []
         self._queue: asyncio.Queue[ev.Event] = asyncio.Queue(QUEUE)
         self._waiting: dict[int, Waiting] = {}
@@ -122,12 +124,17 @@ class Loop:
         self.observed_units |= any(
             isinstance(e, ev.UnitsLost) or (isinstance(e, ev.UnitsObserved) and e.complete) for e in batch
         )
-        effects = self.engine.handle(*batch)
+        try:
+            effects = self.engine.handle(*batch)
+        except Exception:
+            self.recorded(batch, None)  # whoever looks for the bug can replay what led to it
+            raise
         for effect in effects:
             if isinstance(effect, fx.Announce) and isinstance(change := effect.change, fx.OperationChanged):
                 self._ended.setdefault(change.operation.id, anyio.Event())
         if effects:
             self.submit(effects)
+        self.recorded(batch, effects)
         for done in [self._handled.pop(id(e)) for e in batch if id(e) in self._handled]:
             done.set()
         for react in self.after_batch:

@@ -38,6 +38,8 @@ STRANGER_PID = 9
 PORTS = itertools.count(8000)
 NOT_CONNECTED = "not connected to the user manager"
 
+Handled = tuple[tuple[ev.Event, ...], tuple[fx.Effect, ...]]  # one batch, and what the engine made of it
+
 
 @dataclass
 class Machine:
@@ -78,13 +80,14 @@ class Machine:
         self.sampled: DevicesFact | None = None
         self.saved = ev.Recovered(at=self.at, snapshot=None)
         self.dies_after_save = False
+        self.past: list[tuple[Engine, list[Handled]]] = []  # the daemons that were killed
         self._fresh_daemon()
 
     def _fresh_daemon(self) -> None:
         self.replies: dict[int, fx.Reply] = {}
         self.asked: set[int] = set()
         self.log: list[str] = []  # commands in the order they were given
-        self.history: list[tuple[tuple[ev.Event, ...], tuple[fx.Effect, ...]]] = []
+        self.history: list[Handled] = []
         self.life = object()  # of the daemon: what the last one waited for, nobody waits for
         self.inbox.clear()
         self.witness.new_daemon()
@@ -108,6 +111,7 @@ class Machine:
             self.manager = Manager(self)
             self.queue.clear()
             self.lingering.clear()
+        self.past.append((self.engine, self.history))
         self.engine = Engine()
         self._fresh_daemon()
         self.saved = replace(self.saved, same_boot=same_boot)
