@@ -203,6 +203,10 @@ class Clock(Protocol):
         """CLOCK_BOOTTIME in seconds; goes on during suspend."""
         ...
 
+    def suspended(self) -> float:
+        """How much boottime is ahead of what processes have lived through: it grows while the machine sleeps."""
+        ...
+
     def wall(self) -> float:
         """Unix time in seconds."""
         ...

@@ -22,6 +22,10 @@ class SystemClock:
         """Seconds since the boot; unlike the monotonic clock it goes on during suspend."""
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
+    def suspended(self) -> float:
+        """Only its growth means something: a time namespace may begin with any value."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
+
     def wall(self) -> float:
         """Unix time in seconds; it may jump."""
         return time.time()

@@ -56,18 +56,23 @@ class Admission:
         return False
 
     def inspect(self, intent: Intent) -> None:
-        """Gather the facts an intent is judged on."""
+        """Put it on trial: gather the facts it is judged on."""
+        self._state.intents += (self._inquire(intent),)
+
+    def _inquire(self, intent: Intent) -> Intent:
         wanted = intent.wish(self._state.desired, self._state.catalog).services(self._state.catalog.services)
         inquiry = self._outbox.number()
-        self._state.intents += (replace(intent, inquiry=inquiry),)
         self._outbox.emit(fx.Inspect(id=inquiry, services=tuple(s for s in sorted(wanted) if intent.covers(s))))
+        return replace(intent, inquiry=inquiry)
 
     def inspected(self, event: ev.Inspected) -> None:
         """The facts are in."""
         fold.host(self._state, event.host)
         releases.sampled(self._state, event.devices)
         for intent in self._state.intents:
-            if intent.inquiry == event.effect:
+            if intent.inquiry == event.effect and event.devices.at < self._state.resumed_at:
+                self._state.exchange(intent, self._inquire(intent))  # the machine slept since
+            elif intent.inquiry == event.effect:
                 self._state.exchange(intent, replace(intent, facts=event.services))
         self.judge()
 

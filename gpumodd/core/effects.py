@@ -66,6 +66,13 @@ class SampleDevices:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RefreshUnits:
+    """Read these services' units anew and report them, changed or not."""
+
+    services: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
     """Why a request was turned down; nothing was touched."""
 
@@ -116,4 +123,4 @@ class Announce:
     change: PhaseChanged | StepChanged | OperationChanged
 
 
-Effect = Save | StartUnit | StopUnit | KillUnit | Inspect | ReadLogs | SampleDevices | Reply | Announce
+Effect = Save | StartUnit | StopUnit | KillUnit | Inspect | ReadLogs | SampleDevices | RefreshUnits | Reply | Announce

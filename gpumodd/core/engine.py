@@ -6,7 +6,7 @@ may begin and is not in flight is dispatched (`core.course`). Time is `event.at`
 
 from dataclasses import replace
 
-from gpumodd.core import conditions, deadlines, drift, fold, ops, outcomes, releases, requests
+from gpumodd.core import conditions, deadlines, drift, fold, ops, outcomes, releases, requests, suspend
 from gpumodd.core import effects as fx
 from gpumodd.core import events as ev
 from gpumodd.core.admission import Admission
@@ -106,6 +106,8 @@ class Engine:
                 state.observing = False
                 drift.after_start(state, self._admission)
                 self._admission.judge()
+            case ev.Resumed():
+                suspend.resumed(state, event.slept_s, self._outbox)
             case ev.Ticked():
                 pass
             case _:

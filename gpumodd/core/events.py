@@ -64,6 +64,13 @@ class Ticked(Event):
     """Time passed; a deadline may have."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed(Event):
+    """The machine slept this long, between the event before and this one; `at` counts sleep, processes do not."""
+
+    slept_s: float
+
+
 # -- how effects ended ----------------------------------------------------------------------------------------
 
 

@@ -192,6 +192,8 @@ def probe(state: State, fact: ProbeFact) -> bool:
     spec = state.catalog.services.get(fact.service)
     if track is None or spec is None or track.gone or fact.invocation != track.invocation:
         return False  # an answer from another run says nothing about this one
+    if fact.at < state.resumed_at:
+        return False  # nor does one from before the machine slept
     good = fact.answer is Answer.HEALTHY
     last = track.probe
     track.probe = ProbeFact(

@@ -117,6 +117,7 @@ class State:
     awaits_sample: bool = False  # an operation is over but for figures that are as new as its end
     next_operation: int = 1
     next_effect: int = 1
+    resumed_at: float = 0.0  # when the machine last woke up: what was seen before is out of date
     quiesce_from: float | None = None  # when the newest release was verified
     saved: Snapshot | None = None  # what was made durable last, less what only rides along
     to_save: set[str] = field(default_factory=set)  # operations that have changed since they were saved

@@ -129,7 +129,8 @@ def _trouble(state: State, device: DeviceFact) -> str:
     if ailments(device):
         return "device_unhealthy"
     unread = state.devices is not None and state.devices.error  # a driver that does not answer may hide anything
-    return "telemetry_stale" if unread or state.at - device.at > STALE_S else ""
+    old = state.at - device.at > STALE_S or device.at < state.resumed_at
+    return "telemetry_stale" if unread or old else ""
 
 
 def held_back(state: State, desired: Desired) -> frozenset[str]:

@@ -74,6 +74,8 @@ class Dispatcher:
                     self._tell(effect)
                 case fx.SampleDevices():
                     self._devices.now()
+                case fx.RefreshUnits():
+                    tasks.start_soon(self._refresh_all, effect.services)
                 case fx.StartUnit():
                     tasks.start_soon(self._start, effect)
                 case fx.StopUnit():
@@ -131,6 +133,8 @@ class Dispatcher:
                     self._tell(effect)
                 case fx.SampleDevices():
                     self._devices.now()
+                case fx.RefreshUnits():
+                    await self._refresh_all(effect.services)
                 case fx.Inspect():
                     await self._inspect(effect)
                 case fx.ReadLogs():
@@ -178,6 +182,10 @@ class Dispatcher:
         except Exception as error:  # a bug of ours must not leave an effect without an end
             log.error("effect_failed", exc_info=error)
             return JobResult.FAILED.value, f"the daemon made a mistake: {type(error).__name__}"
+
+    async def _refresh_all(self, services: tuple[str, ...]) -> None:
+        for service in services:
+            await self._refresh(service)
 
     async def _refresh(self, service: str) -> None:
         """The state that goes with a finished job must be seen, changed or not."""

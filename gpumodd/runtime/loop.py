@@ -21,6 +21,7 @@ log = structlog.get_logger("gpumodd.loop")
 
 QUEUE = 10_000
 BATCH = 500
+SLEPT_S = 0.5  # less sleep than that is none, or two clocks read one after the other
 
 
 @dataclass(slots=True)
@@ -47,6 +48,7 @@ class Loop:
         self._next_request = 1
         self._ended: dict[str, anyio.Event] = {}  # of operations whose end has not been told yet
         self.observed_units = False  # a complete list of units, or the word that there is none, has come in
+        self._suspended = clock.suspended()
         self.progress = 0  # batches handled: the watchdog's proof of life
 
     # -- in ---------------------------------------------------------------------------------------------------
@@ -110,6 +112,18 @@ class Loop:
         """Handle these at once; only before `run` has begun."""
         self._handle(list(batch))
 
+    def _notice_sleep(self, batch: list[ev.Event]) -> None:
+        """The machine slept since the last batch: that goes before whatever happened afterwards, so that nothing is
+        judged by a deadline that ran out in its sleep."""
+        slept_s = self.clock.suspended() - self._suspended
+        if slept_s < SLEPT_S:
+            return
+        self._suspended += slept_s
+        now = self.now()
+        before = next((i for i, event in enumerate(batch) if event.at > now - slept_s), len(batch))
+        batch.insert(before, ev.Resumed(at=now, slept_s=slept_s))
+        log.info("resumed", slept_s=round(slept_s, 1))
+
     async def _next_batch(self) -> list[ev.Event]:
         deadline = self.engine.next_deadline()
         batch: list[ev.Event] = []
@@ -121,6 +135,7 @@ class Loop:
 
     def _handle(self, batch: list[ev.Event]) -> None:
         self.progress += 1
+        self._notice_sleep(batch)
         self.observed_units |= any(
             isinstance(e, ev.UnitsLost) or (isinstance(e, ev.UnitsObserved) and e.complete) for e in batch
         )

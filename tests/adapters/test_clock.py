@@ -36,3 +36,9 @@ def test_an_unreadable_boot_id_is_an_error(tmp_path, content):
         SystemClock(boot_id_file=file).boot_id()
     assert caught.value.code == "host_unreadable"
     assert caught.value.hint
+
+
+def test_what_was_slept_through_never_shrinks():
+    clock = SystemClock()
+    first = clock.suspended()
+    assert clock.suspended() >= first - 0.001

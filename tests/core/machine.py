@@ -144,6 +144,20 @@ class Machine:
         soon = self.at + 0.01
         self.look_at = min(self.look_at or soon, soon)
 
+    def sleep(self, seconds: float) -> None:
+        """The lid is closed: nothing goes on but the clock."""
+        if not seconds:
+            return
+        at = self.at
+        self.at += seconds
+        self.queue = [(t + seconds, n, what) for t, n, what in self.queue]
+        self.inbox = [(t + seconds, n, event) for t, n, event in self.inbox]
+        self.lingering = [(until + seconds if until > at else until, uuid, mib) for until, uuid, mib in self.lingering]
+        self.look_at = self.look_at + seconds if self.look_at is not None else None
+        for process in self.manager.processes():
+            process.ready_at += seconds
+        self.feed(ev.Resumed(at=self.at, slept_s=seconds))
+
     def step(self, horizon: float = 10_000_000.0) -> bool:
         """Let the next thing happen; False when nothing happens before the horizon."""
         times = [heap[0][0] for heap in (self.queue, self.inbox) if heap]
@@ -411,6 +425,9 @@ class Machine:
                 )
             case fx.SampleDevices():
                 self.touch()
+            case fx.RefreshUnits():
+                for service in effect.services:
+                    self._refresh(service)
             case fx.Reply():
                 assert effect.request not in self.replies, "two replies to one request"
                 self.replies[effect.request] = effect

@@ -128,6 +128,10 @@ class Chaos(RuleBasedStateMachine):
         for _ in range(steps):
             self.m.step(self.m.at + 60)
 
+    @rule(seconds=st.sampled_from([0.7, 40.0, 30_000.0]))
+    def sleeps(self, seconds):
+        self.m.sleep(seconds)
+
     # -- services ---------------------------------------------------------------------------------------------
 
     @rule(n=st.integers(0, 9), behaviour=behaviours)

@@ -12,11 +12,20 @@ class ManualClock:
 
     def __init__(self, at: float = 100.0, *, boot: str = "boot-1", epoch: float = 1_700_000_000.0) -> None:
         self.at = at
+        self.slept = 0.0
         self.boot = boot
         self.epoch = epoch
 
     def boottime(self) -> float:
         return self.at
+
+    def suspended(self) -> float:
+        return self.slept
+
+    def sleep(self, seconds: float) -> None:
+        """The lid is closed for a while."""
+        self.at += seconds
+        self.slept += seconds
 
     def wall(self) -> float:
         return self.epoch + self.at

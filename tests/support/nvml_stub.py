@@ -5,22 +5,18 @@ loaded: so `python -m tests.support.nvml_stub` holds the adapter, and `NvmlOnStu
 """
 
 import asyncio
-import functools
-import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from gpumodd.core.facts import DeviceFact, DevicesFact, HealthFact, ProcessFact
-from tests.support.cache import ROOT, cache
-from tests.support.fixtures import require_real
+from tests.support.cache import ROOT
+from tests.support.compiled import library
 
 SOURCE = Path(__file__).with_suffix(".c")
 # Drivers before 510 had only the second version of the process lists.
@@ -30,21 +26,9 @@ OLD_DRIVER = tuple(
 )
 
 
-@functools.cache
 def build(*flags: str) -> Path:
     """The folder with the compiled library; skips the test where there is no compiler."""
-    require_real("" if shutil.which("gcc") else "the NVML stub needs gcc")
-    digest = hashlib.sha256(SOURCE.read_bytes() + " ".join(flags).encode()).hexdigest()[:16]
-    folder = cache() / "nvml-stub" / digest
-    library = folder / "libnvidia-ml.so.1"
-    if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder) as new:
-            command = ["gcc", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", *flags]
-            command += [f"-Wl,-soname,{library.name}", "-o", f"{new.name}.so", str(SOURCE)]
-            subprocess.run(command, check=True)
-            Path(f"{new.name}.so").replace(library)  # two test runs may build at once
-    return folder
+    return library(SOURCE, "libnvidia-ml.so.1", *flags).parent
 
 
 def environment(table: Path, *flags: str) -> dict[str, str]:
@@ -58,8 +42,8 @@ def sizes(*flags: str) -> list[int]:
     Asked in another process: once loaded here, the stub would answer to the driver library's name in all tests.
     """
     ask = "import ctypes, sys; stub = ctypes.CDLL(sys.argv[1]); print(*map(stub.nvml_stub_sizes, range(3)))"
-    library = build(*flags) / "libnvidia-ml.so.1"
-    answer = subprocess.run([sys.executable, "-c", ask, str(library)], check=True, capture_output=True)
+    stub = build(*flags) / "libnvidia-ml.so.1"
+    answer = subprocess.run([sys.executable, "-c", ask, str(stub)], check=True, capture_output=True)
     return [int(word) for word in answer.stdout.split()]
 
 

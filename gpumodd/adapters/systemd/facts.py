@@ -23,21 +23,15 @@ RUNS = (Active.ACTIVE, Active.ACTIVATING)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Times:
-    """The clocks at one moment, in seconds: systemd reports wall and monotonic time, a fact has CLOCK_BOOTTIME."""
+    """The clocks at one moment, in seconds: systemd reports monotonic time, a fact has CLOCK_BOOTTIME."""
 
     boottime: float
     monotonic: float
-    wall: float
 
-    def since(self, monotonic_us: int, wall_us: int) -> float | None:
-        """Boot time of a moment in the past. The monotonic clock stands still during suspend, so it only bounds the
-        answer from both sides; without a suspend the bounds are one. Between them wall time decides."""
-        if not monotonic_us:
-            return None
-        earliest = monotonic_us * MICROSECOND
-        latest = earliest + self.boottime - self.monotonic
-        by_wall = self.boottime - (self.wall - wall_us * MICROSECOND)
-        return min(max(by_wall, earliest), latest)
+    def since(self, monotonic_us: int) -> float | None:
+        """Boot time of a moment that lies as far back as the unit has lived since. Deadlines count from it, so a
+        suspend in between, during which the monotonic clock stands still, is left out; and the wall clock may jump."""
+        return self.boottime - (self.monotonic - monotonic_us * MICROSECOND) if monotonic_us else None
 
 
 @dataclass(slots=True)
@@ -84,10 +78,7 @@ class UnitState:
             result=result,
             exit_code=exit_code(result, properties) if active not in RUNS else None,
             ended=ended,
-            since=times.since(
-                int(properties.get("StateChangeTimestampMonotonic", 0)),
-                int(properties.get("StateChangeTimestamp", 0)),
-            ),
+            since=times.since(int(properties.get("StateChangeTimestampMonotonic", 0))),
         )
         return self.fact
 

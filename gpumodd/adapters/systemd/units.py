@@ -187,7 +187,7 @@ class SystemdUnits:
         return self._states.setdefault(service, UnitState(service))
 
     def _times(self) -> Times:
-        return Times(boottime=self._clock.boottime(), monotonic=anyio.current_time(), wall=self._clock.wall())
+        return Times(boottime=self._clock.boottime(), monotonic=anyio.current_time())
 
     # -- calls ----------------------------------------------------------------------------------------------------
 
