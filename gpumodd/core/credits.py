@@ -7,91 +7,70 @@ more taken than there is.
 
 from collections.abc import Mapping
 
+from gpumodd.core.book import Book, Credit, Demand
 from gpumodd.core.ledger import HOST, Budget, share
 from gpumodd.core.operations import StepKey, Verb
-from gpumodd.core.placement import needed_mib
 from gpumodd.core.plans import PlanInput, ServiceView
 from gpumodd.core.problems import Reason
+from gpumodd.core.timing import Timing
 
 
-class Book:
-    """One device's memory as credits: what is free now, then what each release will give back."""
-
-    def __init__(self, free_mib: int, releases: list[tuple[int, StepKey]]) -> None:
-        self.chunks: list[tuple[int, tuple[StepKey, ...]]] = [(max(0, free_mib), ())]
-        self.chunks += [(mib, (key,)) for mib, key in releases]
-        self.debt: tuple[StepKey, ...] = ()
-        if free_mib < 0:  # somebody else grew: the first releases pay for that
-            self.debt = tuple(sorted(self._take(min(-free_mib, self.total))))
-
-    @property
-    def total(self) -> int:
-        return sum(mib for mib, _ in self.chunks)
-
-    @property
-    def free_now(self) -> int:
-        return sum(mib for mib, keys in self.chunks if not keys)
-
-    def draw(self, mib: int) -> frozenset[StepKey]:
-        """Hand out this much, which must be there; returns the releases it has to wait for."""
-        return frozenset(self.debt) | self._take(mib)
-
-    def _take(self, mib: int) -> frozenset[StepKey]:
-        keys: set[StepKey] = set()
-        rest: list[tuple[int, tuple[StepKey, ...]]] = []
-        for amount, origin in self.chunks:
-            taken = min(mib, amount)
-            mib -= taken
-            if taken:
-                keys.update(origin)
-            if amount > taken:
-                rest.append((amount - taken, origin))
-        self.chunks = rest
-        return frozenset(keys)
+def open_books(leaving: list[ServiceView], timing: Timing, given: PlanInput) -> dict[str, Book]:
+    """Each device's memory and the host's, with what leaves as credits."""
+    # Of those that take equally long, what is already on its way back comes first, then what is already stopping.
+    near = sorted(leaving, key=lambda v: (not v.gone, not v.stopping, v.id))
+    books: dict[str, Book] = {}
+    for uuid, budget in sorted(given.budgets.items()):
+        held = [(budget.held[v.id], v.id) for v in near if v.id in budget.held]
+        releases = [Credit(mib=mib, step=(Verb.WAIT_RELEASE, s), at_s=timing.back_s[s]) for mib, s in held]
+        books[uuid] = Book(budget.available_mib, releases)
+    if given.host is not None:  # the kernel takes a process's memory back before it tells that the process is gone
+        held = [(given.host.held[v.id], v.id) for v in near if v.id in given.host.held and not v.gone]
+        stops = [Credit(mib=mib, step=(Verb.STOP, s), at_s=timing.gone_s[s]) for mib, s in held]
+        books[HOST] = Book(given.host.available_mib, stops)
+    return books
 
 
 def gates(
     coming: list[ServiceView],
-    leaving: list[ServiceView],
     placements: Mapping[str, tuple[str, ...]],
+    books: Mapping[str, Book],
+    timing: Timing,
     given: PlanInput,
 ) -> tuple[dict[str, frozenset[StepKey]], list[Reason]]:
-    """For each start the releases it draws on. Who gets memory at all goes by the order of `coming`; of what is free
-    now, those are served first whom it satisfies, so that they wait for nothing."""
-    # What is already on its way back comes first, then what is already stopping, then the rest.
-    by_nearness = sorted(leaving, key=lambda v: (not v.gone, not v.stopping, v.id))
-    books: dict[str, Book] = {}
-    for uuid, budget in sorted(given.budgets.items()):
-        releases = [(budget.held.get(v.id, 0), (Verb.WAIT_RELEASE, v.id)) for v in by_nearness]
-        books[uuid] = Book(budget.available_mib, [r for r in releases if r[0] > 0])
-    if given.host is not None:  # the kernel takes a process's memory back before it tells that the process is gone
-        stops = [(given.host.held.get(v.id, 0), (Verb.STOP, v.id)) for v in by_nearness if not v.gone]
-        books[HOST] = Book(given.host.available_mib, [s for s in stops if s[0] > 0])
-
-    needs = {v.id: _needs(v, placements, books) for v in coming}
-    left = {name: book.total for name, book in books.items()}
-    admitted: list[str] = []
+    """For each start the releases it draws on. Who gets memory at all goes by the order of `coming`; who of them has
+    to wait for which release goes by what makes the whole ready soonest."""
+    left = {name: book.total_mib for name, book in books.items()}
+    demands: dict[str, list[Demand]] = {name: [] for name in books}
     reasons: list[Reason] = []
+    drawn: dict[str, frozenset[StepKey]] = {}
     for view in coming:
-        needed = needs[view.id]
+        needed = _needs(view, placements, books)
         short = [book for book, mib in needed.items() if mib > left[book]]
         reasons += [_too_little(view, book, needed[book], left[book], given) for book in short]
         if short and view.id in given.lenient:  # it waits for what can be had, and then comes all the same
-            needed = needs[view.id] = {book: min(mib, left[book]) for book, mib in needed.items()}
+            needed = {book: min(mib, left[book]) for book, mib in needed.items()}
         elif short:  # what cannot start takes nothing away from the others
             continue
-        admitted.append(view.id)
-        left.update({book: left[book] - mib for book, mib in needed.items()})
-    at_once = [s for s in admitted if all(mib <= books[book].free_now for book, mib in needs[s].items())]
-    drawn: dict[str, frozenset[StepKey]] = {}
-    for service in (*at_once, *(s for s in admitted if s not in at_once)):
-        drawn[service] = frozenset().union(*(books[book].draw(mib) for book, mib in needs[service].items()))
+        drawn[view.id] = frozenset()
+        for book, mib in needed.items():
+            left[book] -= mib
+            demands[book].append(demand(view, mib, timing))
+    end_s = max((books[name].soonest_end_s(asked) for name, asked in demands.items()), default=0.0)
+    for name, asked in demands.items():
+        for service, steps in books[name].hand_out(books[name].in_turn(asked, end_s)).items():
+            drawn[service] |= steps
     return drawn, reasons
+
+
+def demand(view: ServiceView, mib: int, timing: Timing) -> Demand:
+    """A start's share of one book."""
+    return Demand(service=view.id, mib=mib, head_s=timing.head_s[view.id], tail_s=timing.tail_s[view.id])
 
 
 def _needs(view: ServiceView, placements: Mapping[str, tuple[str, ...]], books: Mapping[str, Book]) -> dict[str, int]:
     devices = placements.get(view.id, ())
-    needs = {uuid: share(needed_mib(view), len(devices)) for uuid in devices}
+    needs = {uuid: share(view.needed_mib, len(devices)) for uuid in devices}
     if HOST in books and view.spec is not None and view.spec.ram_mib:
         needs[HOST] = view.spec.ram_mib
     return needs

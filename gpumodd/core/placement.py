@@ -1,36 +1,42 @@
 """Placement: which devices a coming service gets, judged on the memory there will be once everything has left."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
+from gpumodd.core.book import Book, Demand
+from gpumodd.core.credits import demand
 from gpumodd.core.ledger import Budget, share
 from gpumodd.core.plans import PlanInput, ServiceView
 from gpumodd.core.problems import Reason
 from gpumodd.core.specs import ServiceSpec
+from gpumodd.core.timing import Timing
 
-TRIES = 500  # how far to look for a way to fit everything before the first idea is taken as it is
+TRIES = 500  # how often to think again before the first idea is taken as it is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Item:
     """What is to be placed: so much on each of so many of these devices."""
 
-    service: str
+    view: ServiceView
     each_mib: int
     count: int
     candidates: tuple[str, ...]
 
 
+_Chosen = dict[str, tuple[str, ...]]
+_Preference = Callable[[int, str, Mapping[str, int]], tuple[float, ...]]  # for so much on a device; the least first
+
+
 def place(
-    coming: list[ServiceView], leaving: list[ServiceView], given: PlanInput
+    coming: list[ServiceView], books: Mapping[str, Book], timing: Timing, given: PlanInput
 ) -> tuple[dict[str, tuple[str, ...]], list[Reason]]:
     """Choose devices for what comes: the largest first, each where most room will be, unless something else would
-    then not fit that could."""
-    placements: dict[str, tuple[str, ...]] = {view.id: () for view in coming}
+    then not fit that could, or another choice has everything ready sooner."""
     reasons: list[Reason] = []
     items: list[_Item] = []
-    for view in sorted(coming, key=lambda v: (-needed_mib(v), v.id)):
+    for view in sorted(coming, key=lambda v: (-v.needed_mib, v.id)):
         spec = view.spec
         assert spec is not None
         if spec.vram_mib is None:
@@ -41,57 +47,102 @@ def place(
         if missing or len(candidates) < spec.device_count:
             reasons.append(_unavailable(spec, missing, candidates, given.budgets))
             continue
-        each_mib = share(needed_mib(view), spec.device_count)
-        item = _Item(service=view.id, each_mib=each_mib, count=spec.device_count, candidates=tuple(candidates))
-        items.append(item)
-    room = {
-        uuid: budget.available_mib + sum(budget.held.get(v.id, 0) for v in leaving)
-        for uuid, budget in sorted(given.budgets.items(), key=lambda pair: pair[1].index)
-    }
-    chosen = _fit(items, room, iter(range(TRIES))) or _best_effort(items, room)
-    for service, devices in chosen.items():
-        placements[service] = tuple(sorted(devices, key=lambda u: given.budgets[u].index))
-        spec = given.services[service].spec
+        each_mib = share(view.needed_mib, spec.device_count)
+        items.append(_Item(view=view, each_mib=each_mib, count=spec.device_count, candidates=tuple(candidates)))
+    by_index = sorted(given.budgets, key=lambda u: given.budgets[u].index)
+    room = {uuid: books[uuid].total_mib for uuid in by_index}
+    chosen = _fit(items, room, _roomiest)
+    chosen = _sooner(items, room, chosen, books, timing, given) if chosen is not None else _best_effort(items, room)
+    placements: dict[str, tuple[str, ...]] = {view.id: () for view in coming}
+    for item in items:
+        service, spec = item.view.id, item.view.spec
         assert spec is not None
+        placements[service] = tuple(u for u in by_index if u in chosen[service])
         reasons += [_unfit(spec, given.budgets[u]) for u in placements[service] if given.budgets[u].trouble]
     return placements, reasons
 
 
-def _fit(items: list[_Item], room: Mapping[str, int], tries: Iterator[int]) -> dict[str, tuple[str, ...]] | None:
+def _fit(items: list[_Item], room: Mapping[str, int], preference: _Preference) -> _Chosen | None:
     """A way to place all of these, or None when there is none or it is too hard to find."""
-    if not items:
-        return {}
-    item, *rest = items
-    for devices in combinations(_roomiest(item, room), item.count):
-        if next(tries, None) is None:
+    left = dict(room)
+    chosen: list[tuple[str, ...]] = []
+    ideas = [_ideas(items[0], left, preference)] if items else []
+    thoughts = len(items) + TRIES
+    while len(chosen) < len(items):
+        devices = next(ideas[-1], None)
+        if devices is None:  # nowhere to put it: the one before has to go elsewhere
+            ideas.pop()
+            if not ideas:
+                return None
+            _take(left, items[len(chosen) - 1], chosen.pop(), -1)
+            continue
+        thoughts -= 1
+        if thoughts < 0:
             return None
-        if all(room[u] >= item.each_mib for u in devices):
-            found = _fit(rest, _less(room, item, devices), tries)
-            if found is not None:
-                return {item.service: devices, **found}
-    return None
+        _take(left, items[len(chosen)], devices, +1)
+        chosen.append(devices)
+        if len(chosen) < len(items):
+            ideas.append(_ideas(items[len(chosen)], left, preference))
+    return {item.view.id: devices for item, devices in zip(items, chosen, strict=True)}
 
 
-def _best_effort(items: list[_Item], room: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
+def _ideas(item: _Item, room: Mapping[str, int], preference: _Preference) -> Iterator[tuple[str, ...]]:
+    """Where it could go now, the preferred first."""
+    fitting = [u for u in room if room[u] >= item.each_mib and u in item.candidates]
+    return combinations(sorted(fitting, key=lambda u: preference(item.each_mib, u, room)), item.count)
+
+
+def _take(room: dict[str, int], item: _Item, devices: tuple[str, ...], sign: int) -> None:
+    for uuid in devices:
+        room[uuid] -= sign * item.each_mib
+
+
+def _roomiest(mib: int, uuid: str, room: Mapping[str, int]) -> tuple[float, ...]:
+    return (mib - room[uuid],)
+
+
+def _best_effort(items: list[_Item], room: Mapping[str, int]) -> _Chosen:
     """Not everything fits: what does not will be said, with numbers, when the memory is handed out."""
-    chosen: dict[str, tuple[str, ...]] = {}
+    left = dict(room)
+    chosen: _Chosen = {}
     for item in items:
-        chosen[item.service] = tuple(_roomiest(item, room)[: item.count])
-        room = _less(room, item, chosen[item.service])
+        usable = sorted((u for u in left if u in item.candidates), key=lambda u: -left[u])
+        chosen[item.view.id] = tuple(usable[: item.count])
+        _take(left, item, chosen[item.view.id], +1)
     return chosen
 
 
-def _roomiest(item: _Item, room: Mapping[str, int]) -> list[str]:
-    return sorted((u for u in room if u in item.candidates), key=lambda u: -room[u])
+def _sooner(
+    items: list[_Item],
+    room: Mapping[str, int],
+    chosen: _Chosen,
+    books: Mapping[str, Book],
+    timing: Timing,
+    given: PlanInput,
+) -> _Chosen:
+    """Another way to place all of these that has everything ready sooner, or the same as before: those with the
+    longest tails first, each where memory is free soonest."""
+    if len(room) < 2 or any(budget.trouble for budget in given.budgets.values()):
+        return chosen  # who can be placed at all must not depend on how long things take
+
+    def soonest(mib: int, uuid: str, left: Mapping[str, int]) -> tuple[float, ...]:
+        return (books[uuid].when_s(room[uuid] - left[uuid] + mib), -left[uuid])
+
+    end_s = _end_s(items, chosen, books, timing)
+    if end_s <= max((timing.tail_s[item.view.id] for item in items), default=0.0):
+        return chosen  # whatever takes longest waits for nothing
+    in_haste = sorted(items, key=lambda i: (-timing.tail_s[i.view.id], -i.each_mib, i.view.id))
+    other = _fit(in_haste, room, soonest)
+    return other if other is not None and _end_s(items, other, books, timing) < end_s else chosen
 
 
-def _less(room: Mapping[str, int], item: _Item, devices: tuple[str, ...]) -> dict[str, int]:
-    return {uuid: mib - item.each_mib if uuid in devices else mib for uuid, mib in room.items()}
-
-
-def needed_mib(view: ServiceView) -> int:
-    """The device memory a service takes in all, as far as is known."""
-    return (view.spec.vram_mib or 0) if view.spec is not None else 0
+def _end_s(items: list[_Item], chosen: _Chosen, books: Mapping[str, Book], timing: Timing) -> float:
+    """When everything can be ready if it is placed so."""
+    demands: dict[str, list[Demand]] = {}
+    for item in items:
+        for uuid in chosen[item.view.id]:
+            demands.setdefault(uuid, []).append(demand(item.view, item.each_mib, timing))
+    return max((books[uuid].soonest_end_s(asked) for uuid, asked in demands.items()), default=0.0)
 
 
 def _candidates(spec: ServiceSpec, budgets: Mapping[str, Budget]) -> tuple[list[str], list[str]]:

@@ -4,16 +4,19 @@
 scratch, each time. Expected trouble is data: `blocked` says with numbers what cannot happen. The same function
 serves a switch, a repair and a simulation.
 
-Which devices a service gets is decided in `placement`, which releases a start waits for in `credits`.
+Which devices a service gets is decided in `placement`, which releases a start waits for in `credits`; both prefer
+what `timing` expects to have everything ready soonest.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
+from gpumodd.core import timing
 from gpumodd.core.credits import gates as gates_of
+from gpumodd.core.credits import open_books
 from gpumodd.core.ledger import share
 from gpumodd.core.operations import PlannedStep, StepKey, Verb
 from gpumodd.core.phase import Phase
-from gpumodd.core.placement import needed_mib, place
+from gpumodd.core.placement import place
 from gpumodd.core.plans import PASSABLE, DeviceForecast, Plan, PlanInput, ServiceView
 from gpumodd.core.problems import Reason, survivor
 from gpumodd.core.specs import ServiceSpec
@@ -27,14 +30,18 @@ def plan(given: PlanInput) -> Plan:
     leaving = [v for _, v in sorted(given.services.items()) if _must_leave(v, given.wanted)]
     order = topological(given.wanted & specs.keys(), specs)
     coming = [given.services[s] for s in order if _must_come(given.services[s])]
-    placements, reasons = place(coming, leaving, given)
+    stops = _stops(leaving, specs)
+    rising = [given.services[s] for s in order if _must_rise(given.services[s])]
+    expected = timing.expected(leaving, stops, rising)
+    books = open_books(leaving, expected, given)
+    placements, reasons = place(coming, books, expected, given)
     reasons += _clashes(order, given)
-    steps = _leave(leaving, specs, given)
-    gates, blocked = gates_of(coming, leaving, placements, given)
+    gates, blocked = gates_of(coming, placements, books, expected, given)
     reasons += blocked
     passed = [r for r in reasons if r.service in given.lenient and r.code in PASSABLE]
     reasons = [r for r in reasons if r not in passed]
     refused = {r.service for r in reasons}
+    steps = _leave(leaving, stops, given)
     steps += _come(order, leaving, placements, gates, refused, given)
     untouched = {s.service for s in steps}
     return Plan(
@@ -49,14 +56,35 @@ def plan(given: PlanInput) -> Plan:
 
 def topological(ids: Iterable[str], specs: Mapping[str, ServiceSpec]) -> list[str]:
     """Dependencies first; among equals the higher priority, then the larger, then by id. Cycles are cut."""
-    rest = set(ids)
-    done: list[str] = []
-    while rest:
-        free = [s for s in rest if not (set(specs[s].depends_on) & rest)] or sorted(rest)[:1]
+    by_name = sorted(ids)
+    among = frozenset(by_name)
+    waits_for = {s: len(among.intersection(specs[s].depends_on)) for s in by_name}
+    dependents = _dependents(by_name, specs)
+    done: dict[str, None] = {}
+    free = [s for s in by_name if not waits_for[s]]
+    cuts = iter(by_name)
+    while len(done) < len(by_name):
+        free = free or [next(s for s in cuts if s not in done)]
         free.sort(key=lambda s: (-specs[s].priority, -(specs[s].vram_mib or 0), s))
-        done.extend(free)
-        rest.difference_update(free)
-    return done
+        done.update(dict.fromkeys(free))
+        freed: list[str] = []
+        for service in free:
+            for other in dependents[service]:
+                waits_for[other] -= 1
+                if not waits_for[other] and other not in done:
+                    freed.append(other)
+        free = freed
+    return list(done)
+
+
+def _dependents(ids: Sequence[str], specs: Mapping[str, ServiceSpec]) -> dict[str, list[str]]:
+    """For each of these services those of them that depend on it, in the order of `ids`."""
+    found: dict[str, list[str]] = {s: [] for s in ids}
+    for service in ids:
+        for needed in {*specs[service].depends_on} if service in specs else ():
+            if needed in found:
+                found[needed].append(service)
+    return found
 
 
 def _must_leave(view: ServiceView, wanted: frozenset[str]) -> bool:
@@ -74,18 +102,29 @@ def _must_come(view: ServiceView) -> bool:
     return view.restart or ((view.gone or view.stopping) and not view.starting)
 
 
+def _must_rise(view: ServiceView) -> bool:
+    return not view.ready or _must_come(view)
+
+
 # -- leaving --------------------------------------------------------------------------------------------------
 
 
-def _leave(leaving: list[ServiceView], specs: Mapping[str, ServiceSpec], given: PlanInput) -> list[PlannedStep]:
+def _stops(leaving: list[ServiceView], specs: Mapping[str, ServiceSpec]) -> dict[str, list[str]]:
+    """What has to be stopped, dependents first, and for each the dependents it comes after."""
+    to_stop = {v.id for v in leaving if not v.gone or v.starting or v.stopping}
+    order = [*topological(to_stop & specs.keys(), specs)[::-1], *sorted(to_stop - specs.keys())]
+    dependents = _dependents(sorted(to_stop), specs)
+    stops: dict[str, list[str]] = {}
+    for service in order:  # in a circle of dependencies somebody goes first
+        stops[service] = [o for o in dependents[service] if o in stops]
+    return stops
+
+
+def _leave(leaving: list[ServiceView], stops: Mapping[str, list[str]], given: PlanInput) -> list[PlannedStep]:
     """Stops, dependents first, and for each the wait until its memory is back."""
     steps: list[PlannedStep] = []
-    to_stop = {v.id: v for v in leaving if not v.gone or v.starting or v.stopping}
-    order = list(reversed(topological(to_stop.keys() & specs.keys(), specs)))
-    order += sorted(to_stop.keys() - specs.keys())
-    for service in order:
-        view = to_stop[service]
-        dependents = sorted(o for o in to_stop if o in specs and service in specs[o].depends_on)
+    for service, dependents in stops.items():
+        view = given.services[service]
         steps.append(
             PlannedStep(
                 verb=Verb.STOP,
@@ -101,9 +140,9 @@ def _leave(leaving: list[ServiceView], specs: Mapping[str, ServiceSpec], given: 
             PlannedStep(
                 verb=Verb.WAIT_RELEASE,
                 service=view.id,
-                after=((Verb.STOP, view.id),) if view.id in to_stop else (),
+                after=((Verb.STOP, view.id),) if view.id in stops else (),
                 why="its memory must be back before it counts as free",
-                in_flight=view.id not in to_stop,
+                in_flight=view.id not in stops,
             )
         )
     return steps
@@ -132,8 +171,9 @@ def _come(
 ) -> list[PlannedStep]:
     """Starts in dependency order, each after the releases it needs, and for each the wait until it is ready."""
     steps: list[PlannedStep] = []
-    going = {v.id: v for v in leaving}
-    waiting = {s for s in order if not given.services[s].ready or _must_come(given.services[s])}
+    going = {v.id for v in leaving}
+    on_port = _by_port(v.spec for v in leaving if not v.gone and v.spec is not None)
+    waiting = {s for s in order if _must_rise(given.services[s])}
     placed: set[str] = set()  # in the list already: a circle of dependencies is blocked, and no step waits for it
     for service in order:
         view = given.services[service]
@@ -146,7 +186,7 @@ def _come(
         if comes:
             after: set[StepKey] = set(gates.get(service, ()))
             after |= {(Verb.WAIT_READY, d) for d in spec.depends_on if d in waiting and d in placed}
-            after |= {(Verb.STOP, v.id) for v in leaving if not v.gone and _same_port(v.spec, spec)}
+            after |= {(Verb.STOP, other.id) for other in on_port.get(spec.port, ()) if _same_port(other, spec)}
             if service in going:
                 after.add((Verb.WAIT_RELEASE, service))
             steps.append(
@@ -174,8 +214,18 @@ def _come(
     return steps
 
 
-def _same_port(one: ServiceSpec | None, other: ServiceSpec) -> bool:
-    if one is None or one.port is None or one.port != other.port or one.id == other.id:
+def _by_port(specs: Iterable[ServiceSpec]) -> dict[int | None, list[ServiceSpec]]:
+    """Who listens where; what has no port is in nobody's way."""
+    found: dict[int | None, list[ServiceSpec]] = {}
+    for spec in specs:
+        if spec.port is not None:
+            found.setdefault(spec.port, []).append(spec)
+    return found
+
+
+def _same_port(one: ServiceSpec, other: ServiceSpec) -> bool:
+    """Do two services that have the same port number get into each other's way?"""
+    if one.id == other.id:
         return False
     return one.host == other.host or not ANYWHERE.isdisjoint((one.host, other.host))
 
@@ -183,24 +233,23 @@ def _same_port(one: ServiceSpec | None, other: ServiceSpec) -> bool:
 def _clashes(order: list[str], given: PlanInput) -> list[Reason]:
     """What can never start as things are: a circle of dependencies, and a port that another wanted service has."""
     reasons: list[Reason] = []
-    taken = [v.spec for s in order if (v := given.services[s]).spec is not None and not _must_come(v)]
-    earlier: set[str] = set()
+    taken = _by_port(v.spec for s in order if not _must_come(v := given.services[s]) and v.spec is not None)
+    later = set(order)
     for service in order:
         view = given.services[service]
         spec = view.spec
         if view.quarantined:
             reasons.append(survivor(service))
-        if spec is None or not _must_come(view):
-            earlier.add(service)
-            continue
-        if circle := sorted(d for d in spec.depends_on if d in order and d not in earlier):
-            reasons.append(_circle(spec, circle))
-        holder = next((other for other in taken if _same_port(other, spec)), None)
-        if holder is not None:
-            reasons.append(_port_taken(spec, holder))
-        else:
-            taken.append(spec)
-        earlier.add(service)
+        if spec is not None and _must_come(view):
+            if circle := sorted(d for d in spec.depends_on if d in later):
+                reasons.append(_circle(spec, circle))
+            listening = taken.setdefault(spec.port, []) if spec.port is not None else []
+            holder = next((other for other in listening if _same_port(other, spec)), None)
+            if holder is not None:
+                reasons.append(_port_taken(spec, holder))
+            else:
+                listening.append(spec)
+        later.discard(service)
     return reasons
 
 
@@ -242,7 +291,7 @@ def forecast(
         devices = placements.get(service, view.devices)
         for uuid in devices:
             if uuid in needed:
-                estimate = share(needed_mib(view), len(devices))
+                estimate = share(view.needed_mib, len(devices))
                 held = 0 if service in placements else given.budgets[uuid].held.get(service, 0)
                 needed[uuid] += max(estimate, held)
     return tuple(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from gpumodd.core.costs import UNKNOWN, Costs
 from gpumodd.core.ledger import Budget
 from gpumodd.core.operations import PlannedStep
 from gpumodd.core.phase import Phase
@@ -27,11 +28,17 @@ class ServiceView:
     quarantined: bool = False  # nothing ends it and nothing is asked of it; it holds what it holds
     restart: bool = False  # it must go before it may come
     devices: tuple[str, ...] = ()  # where it runs
+    costs: Costs = UNKNOWN  # what loading and ending it took so far
 
     @property
     def ready(self) -> bool:
         """It serves, or at least it runs and has served."""
         return self.phase in (Phase.READY, Phase.DEGRADED)
+
+    @property
+    def needed_mib(self) -> int:
+        """The device memory it takes in all, as far as is known."""
+        return (self.spec.vram_mib or 0) if self.spec is not None else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -191,6 +191,7 @@ def views(state: State, restarts: frozenset[str]) -> dict[str, ServiceView]:
             quarantined=track.quarantined,
             restart=service in restarts,
             devices=track.devices,
+            costs=state.costs_of(service),
         )
     return found
 
