@@ -1,4 +1,4 @@
-"""The order of a plan: what takes longest comes first, as far as is known; who may come at all does not depend on it."""
+"""The order of a plan: what takes longest comes first, if that is known; who may come at all does not depend on it."""
 
 import pytest
 

@@ -12,6 +12,7 @@ from itertools import combinations, product
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpumodd.core.costs import Costs
 from gpumodd.core.ledger import Budget, share
 from gpumodd.core.operations import PlannedStep, StepKey, Verb
 from gpumodd.core.phase import Phase
@@ -72,6 +73,7 @@ def worlds(draw: st.DrawFn) -> PlanInput:
             releasing=phase is Phase.RELEASING,
             restart=phase in UP and draw(st.sampled_from([False] * 5 + [True])),
             devices=devices,
+            costs=draw(costs()),
         )
     if draw(st.sampled_from([False] * 5 + [True])):  # memory of which nothing more is known than that it was ours
         held[uuids[0]][""] = draw(st.sampled_from([64, 3000]))
@@ -100,6 +102,13 @@ def worlds(draw: st.DrawFn) -> PlanInput:
         paused=trouble and draw(st.booleans()),
         able=not trouble or draw(st.booleans()),
     )
+
+
+@st.composite
+def costs(draw) -> Costs:
+    """What is known of a service's times: all, some, or nothing."""
+    loads, stops, releases = (draw(st.sampled_from([(), (), (0.1,), (2.0,), (40.0,)])) for _ in range(3))
+    return Costs(loads=loads, stops=stops, releases=releases)
 
 
 @st.composite
