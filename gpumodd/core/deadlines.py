@@ -17,10 +17,10 @@ FOREIGN_STOP_S = 90.0  # systemd's default, for a unit that nothing configures a
 def startup_deadline(state: State, service: str, track: Track) -> float | None:
     """When a service that comes up has to be ready."""
     spec = state.catalog.services.get(service)
-    waiting = world.phase_of(state, service) in (Phase.STARTING, Phase.LOADING)
-    if spec is None or not waiting or track.started_at is None or track.failure is not None:
+    if spec is None or track.started_at is None or track.failure is not None:
         return None
-    return track.started_at + spec.startup_timeout_s
+    waiting = world.phase_of(state, service) in (Phase.STARTING, Phase.LOADING)
+    return track.started_at + spec.startup_timeout_s if waiting else None
 
 
 def kill_deadline(state: State, service: str, track: Track) -> float | None:

@@ -263,4 +263,6 @@ def _updated(step: Step, planned: PlannedStep, ids: dict[StepKey, str], at: floa
     if planned.in_flight and step.state is StepState.PENDING:
         step = replace(step, state=StepState.RUNNING, started_at=at)
     # What a running step waited for stays visible; a pending one shows what it still waits for.
-    return replace(step, why=planned.why, after=step.after if step.after and not after else after)
+    after = step.after if step.after and not after else after
+    same = (step.why, step.after) == (planned.why, after)
+    return step if same else replace(step, why=planned.why, after=after)

@@ -25,6 +25,9 @@ IDLE_SAMPLING_S = 1.0
 SAMPLE_S = 1.0  # how long the end of an operation waits for a sample taken after its last step
 
 
+_UNSEEN = Track()  # of a service that was never seen nor asked for; only read
+
+
 def phase_of(state: State, service: str) -> Phase:
     """The service's phase, now."""
     track = state.tracks.get(service)
@@ -74,25 +77,33 @@ def alive(track: Track) -> bool:
     return not track.gone or track.command is not Command.IDLE or track.unseen_since is not None
 
 
-def held_on(state: State, device: DeviceFact) -> dict[str, int]:
-    """What each service is committed with on this device, MiB; the lost share of an ended one under its own name."""
-    seen = state.attribution.get(device.uuid)
+def held(state: State, devices: Mapping[str, DeviceFact]) -> dict[str, dict[str, int]]:
+    """What each service is committed with on each of these devices, MiB: for what runs or may soon run, the larger of
+    what was seen and what is expected; for what has ended, what is not back, still under its own name."""
+    found = {uuid: _seen_on(state, device) for uuid, device in devices.items()}
+    for service, track in state.tracks.items():
+        if not alive(track):
+            continue
+        for uuid in track.devices or devices:
+            if uuid in devices:
+                mib = releases.estimate_on(state, service, devices[uuid])
+                found[uuid][service] = max(mib, found[uuid].get(service, 0))
+    return {uuid: {s: mib for s, mib in sorted(each.items()) if mib} for uuid, each in found.items()}
+
+
+def _seen_on(state: State, device: DeviceFact) -> dict[str, int]:
+    """What each service was seen to hold there, by itself or on its way back."""
+    seen = state.attribution[device.uuid]
     window = state.windows.get(device.uuid)
-    lingering = window.lingering(seen.unlisted_mib) if window is not None and seen is not None else {}
-    observed: Mapping[str, int] = seen.services if seen is not None else {}
-    leaving = window.leaving if window is not None else {}
-    held: dict[str, int] = {}
-    for service in sorted({*state.tracks, *observed, *leaving}):
-        mib = observed.get(service, 0) + lingering.get(service, 0)
-        entry = leaving.get(service)
-        if entry is not None and entry.ended_at is not None and device.at < entry.ended_at:
-            mib = max(mib, entry.held_mib)  # no sample since has shown what became of it
-        track = state.tracks.get(service)
-        if track is not None and alive(track):
-            mib = max(mib, releases.estimate_on(state, service, device))
-        if mib:
-            held[service] = mib
-    return held
+    found = dict(seen.services)
+    if window is not None:
+        for service, mib in window.lingering(seen.unlisted_mib).items():
+            found[service] = found.get(service, 0) + mib
+        for service, entry in window.leaving.items():
+            if entry.ended_at is not None and device.at < entry.ended_at:
+                # no sample since has shown what became of it
+                found[service] = max(found.get(service, 0), entry.held_mib)
+    return found
 
 
 def foreign_mib(seen: Attribution, device: DeviceFact, lingering_mib: int) -> int:
@@ -104,10 +115,11 @@ def budgets(state: State) -> dict[str, Budget]:
     """Every device's memory, by UUID."""
     found: dict[str, Budget] = {}
     policy = state.catalog.policy
-    for device in state.devices.devices if state.devices is not None else ():
-        seen = state.attribution.get(device.uuid)
-        if seen is None:
-            continue
+    sampled = state.devices.devices if state.devices is not None else ()
+    devices = {d.uuid: d for d in sampled if d.uuid in state.attribution}
+    committed = held(state, devices)
+    for device in devices.values():
+        seen = state.attribution[device.uuid]
         window = state.windows.get(device.uuid)
         lingering = sum(window.lingering(seen.unlisted_mib).values()) if window is not None else 0
         found[device.uuid] = Budget(
@@ -118,7 +130,7 @@ def budgets(state: State) -> dict[str, Budget]:
             reserve_mib=policy.vram_reserve_mib,
             foreign_mib=foreign_mib(seen, device, lingering),
             limit_mib=limit_of(device.total_mib, policy, device.uuid, str(device.index)),
-            held=held_on(state, device),
+            held=committed[device.uuid],
             trouble=_trouble(state, device),
             ailments=ailments(device),
         )
@@ -175,7 +187,7 @@ def views(state: State, restarts: frozenset[str]) -> dict[str, ServiceView]:
     found: dict[str, ServiceView] = {}
     for service in sorted({*state.catalog.services, *state.tracks}):
         spec = state.catalog.services.get(service)
-        track = state.tracks.get(service) or Track()
+        track = state.tracks.get(service, _UNSEEN)
         phase = phase_of(state, service)
         if spec is None and track.gone and phase not in (Phase.STARTING, Phase.STOPPING, Phase.RELEASING):
             continue  # nothing configures it and nothing of it is left, not even a job
