@@ -38,6 +38,9 @@ class RecordedClock:
     def boottime(self) -> float:
         return self.engine.state.at
 
+    def suspended(self) -> float:
+        return 0.0  # what was slept through is in the recording
+
     def wall(self) -> float:
         return self.head.epoch + self.engine.state.at
 
@@ -101,6 +104,8 @@ def _told_by_event(event: ev.Event) -> Iterator[tuple[str, str]]:
             yield "daemon", "units and devices have been seen"
         case ev.CatalogLoaded(catalog=catalog):
             yield "config", f"{len(catalog.services)} services, {len(catalog.modes)} modes"
+        case ev.Resumed():
+            yield "machine", f"slept for {event.slept_s:.0f} s"
         case ev.UnitsLost():
             yield "units", f"lost: {event.reason}"
         case ev.SaveFailed():
