@@ -22,6 +22,7 @@ def tell_refused(invocation: Invocation, refused: Refused) -> int:
     note(invocation, error.message, error.data.hint)
     for reason in _dicts(error.data.details.get("reasons")):
         _tell_reason(invocation, reason, told=(error.message, error.data.hint))
+    _tell_alternatives(invocation, error.data.details.get("alternatives"))
     operation = error.data.details.get("operation")
     shown = tell_operation(invocation, operation) if isinstance(operation, dict) else set()
     tell_log(invocation, "", error.data.details.get("log"), shown)
@@ -106,6 +107,21 @@ def _tell_reason(invocation: Invocation, reason: Mapping[str, Any], *, told: tup
     invocation.note(text.clean(f"  {code}" if message in told[0] else f"  {code}: {message}"))
     if hint and hint != told[1]:
         invocation.note(text.clean(f"    hint: {hint}"))
+
+
+def _tell_alternatives(invocation: Invocation, alternatives: Any) -> None:
+    """What else would make it fit: the best one is the hint."""
+    import msgspec  # not at the start of every run
+
+    from gpumodctl.results import instead
+    from gpumodd.wire.types import Alternative
+
+    try:
+        others = msgspec.convert(alternatives or [], list[Alternative])[1:]
+    except msgspec.ValidationError:
+        return  # decoration only
+    if others:
+        invocation.note("or one of:", *(f"  {text.clean(instead(other))}" for other in others))
 
 
 def _dicts(value: Any) -> Iterable[Mapping[str, Any]]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from gpumodctl import text
 from gpumodctl.invocation import Invocation, ago, duration
 from gpumodctl.timeline import BLOCKS, told_back
-from gpumodd.wire.types import Device, Mode, Operation, Simulation, SimulationDevice, Step
+from gpumodd.wire.types import Alternative, Device, Mode, Operation, Simulation, SimulationDevice, Step
 
 
 def show_operation_result(invocation: Invocation, operation: Operation, headline: str) -> None:
@@ -82,9 +82,17 @@ def show_simulation(invocation: Invocation, simulation: Simulation) -> None:
             invocation.say(*text.wrap(f"{reason.code}: {reason.message}", out.columns, "  "))
             invocation.say(*text.wrap(f"hint: {reason.hint}" if reason.hint else "", out.columns, "    "))
     if simulation.alternatives:
-        invocation.say("", "Instead:")
+        invocation.say("", "To make it fit, one of:")
         for alternative in simulation.alternatives:
-            invocation.say(*text.wrap(alternative.message, out.columns, "  "))
+            invocation.say(*text.wrap(instead(alternative), out.columns, "  "))
+    if simulation.notes:
+        invocation.say("", *(line for note in simulation.notes for line in text.wrap(f"Note: {note}", out.columns)))
+
+
+def instead(alternative: Alternative) -> str:
+    """An alternative and what it costs."""
+    again = f" (about {duration(alternative.cost_s)} to load again)" if alternative.cost_s else ""
+    return f"{alternative.message}{again}"
 
 
 def _show_fit(invocation: Invocation, device: SimulationDevice) -> None:
@@ -103,6 +111,8 @@ def _show_fit(invocation: Invocation, device: SimulationDevice) -> None:
     ]
     if apart:
         invocation.say(f"  less {', '.join(apart)}")
+    if device.limit_mib is not None:
+        invocation.say(f"  services may hold {device.limit_mib} MiB together")
     if device.used_by_others_mib:
         invocation.say(f"  {device.used_by_others_mib} MiB of it for services that stay")
 

@@ -34,6 +34,7 @@ from gpumodd.api.dispatch import Identity
 from gpumodd.api.handlers import Daemon, handlers
 from gpumodd.api.listener import Listener, open_listener
 from gpumodd.api.server import Server
+from gpumodd.api.simulation import Simulator
 from gpumodd.api.views import Views
 from gpumodd.config.load import Loaded, load
 from gpumodd.configuration import Configuration
@@ -269,7 +270,12 @@ class _Shell:
             views=self._views,
             bus=self._bus,
             units=self._units,
-            inspector=self._inspector,
+            simulator=Simulator(
+                views=self._views,
+                inspector=self._inspector,
+                observe=self._loop.handled,
+                definitions=lambda: self._configuration.definitions,
+            ),
             memory=self._memory,
             reload=self._configuration.reload,
             check=self._configuration.check,

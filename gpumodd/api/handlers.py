@@ -4,24 +4,23 @@ Each is a few lines over `views` and the loop. Whatever changes something is han
 for afterwards, so a client that goes away cancels nothing.
 """
 
-import difflib
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import msgspec
 
 from gpumodd.api.connection import Handler, Reply, Session
+from gpumodd.api.lookup import Lookup, not_found
 from gpumodd.api.operation_views import reason
-from gpumodd.api.views import Views
+from gpumodd.api.simulation import Simulator
+from gpumodd.api.views import Views, alternative
 from gpumodd.core import effects as fx
 from gpumodd.core import events as ev
-from gpumodd.core import requests
 from gpumodd.core.operations import Operation
 from gpumodd.core.operations import State as OperationState
-from gpumodd.core.specs import ModeSpec, OnFailure
+from gpumodd.core.specs import OnFailure
 from gpumodd.ports import PortError, Units
 from gpumodd.runtime.bus import Bus, Happening, Subscription
-from gpumodd.runtime.inspect import Inspector
 from gpumodd.runtime.loop import Loop
 from gpumodd.runtime.memory import Memory
 from gpumodd.wire import methods as m
@@ -37,7 +36,7 @@ class Daemon:
     views: Views
     bus: Bus
     units: Units
-    inspector: Inspector
+    simulator: Simulator
     memory: Memory
     reload: Callable[[bool], Awaitable[t.Reload]]
     check: Callable[[], Awaitable[t.ConfigCheck]]
@@ -50,20 +49,21 @@ def handlers(daemon: Daemon) -> Mapping[str, Handler]:
     """Every method this daemon serves."""
     desk = _Desk(daemon)
     views = daemon.views
+    lookup = Lookup(views)
     return {
         "daemon.reload": desk.reload,
         "daemon.shutdown": desk.shutdown,
         "status.get": lambda _session, _params: views.status_encoded(),
         "device.list": lambda _session, _params: views.devices(),
         "service.list": lambda _session, _params: views.services(),
-        "service.get": lambda _session, params: views.service(desk.service_id(params.id)),
+        "service.get": lambda _session, params: views.service(lookup.service(params.id)),
         "service.start": desk.service_action("start"),
         "service.stop": desk.service_action("stop"),
         "service.restart": desk.service_action("restart"),
         "service.logs": desk.logs,
-        "service.explain": lambda _session, params: views.explanation(desk.service_id(params.id)),
+        "service.explain": lambda _session, params: views.explanation(lookup.service(params.id)),
         "mode.list": lambda _session, _params: views.modes(),
-        "mode.get": lambda _session, params: views.mode(desk.mode(params.id)),
+        "mode.get": lambda _session, params: views.mode(lookup.mode(params.id)),
         "mode.create": desk.create_mode,
         "mode.delete": desk.delete_mode,
         "mode.simulate": desk.simulate,
@@ -84,30 +84,7 @@ class _Desk:
         self._daemon = daemon
         self._loop = daemon.loop
         self._views = daemon.views
-
-    # -- looking up -------------------------------------------------------------------------------------------
-
-    def service_id(self, wanted: str) -> str:
-        """The id behind an id or alias, or `not_found`."""
-        ids = self._views.service_ids()
-        if wanted in ids:
-            return wanted
-        if (meant := self._by_alias(wanted)) is not None:
-            return meant
-        raise _not_found("service", wanted, ids)
-
-    def _by_alias(self, wanted: str) -> str | None:
-        specs = self._views.state.catalog.services
-        if wanted in specs:
-            return wanted
-        return next((spec.id for spec in specs.values() if wanted in spec.aliases), None)
-
-    def mode(self, wanted: str) -> ModeSpec:
-        """The mode with this id, or `not_found`."""
-        modes = self._views.state.catalog.modes
-        if wanted not in modes:
-            raise _not_found("mode", wanted, modes)
-        return modes[wanted]
+        self._lookup = Lookup(daemon.views)
 
     # -- the daemon -------------------------------------------------------------------------------------------
 
@@ -127,7 +104,7 @@ class _Desk:
         """The handler that starts, stops or restarts a service."""
 
         async def act(session: Session, params: m.ServiceActionParams) -> t.Operation | Reply:
-            service = self.service_id(params.id)
+            service = self._lookup.service(params.id)
 
             def make(number: int) -> ev.Request:
                 return ev.ServiceRequested(
@@ -144,7 +121,7 @@ class _Desk:
         return act
 
     async def logs(self, _session: Session, params: m.LogsParams) -> t.Logs:
-        service = self.service_id(params.id)
+        service = self._lookup.service(params.id)
         try:
             return t.Logs(lines=await self._daemon.units.logs(service, lines=params.lines))
         except PortError as error:
@@ -153,32 +130,20 @@ class _Desk:
     # -- modes ------------------------------------------------------------------------------------------------
 
     async def create_mode(self, _session: Session, params: m.ModeCreateParams) -> t.Mode:
-        services = [self._by_alias(wanted) or wanted for wanted in params.services]
+        services = [self._lookup.by_alias(wanted) or wanted for wanted in params.services]
         await self._daemon.write_mode(msgspec.structs.replace(params, services=services))
-        return self._views.mode(self.mode(params.id))
+        return self._views.mode(self._lookup.mode(params.id))
 
     async def delete_mode(self, _session: Session, params: m.IdParams) -> t.Mode:
-        shown = self._views.mode(self.mode(params.id))
+        shown = self._views.mode(self._lookup.mode(params.id))
         await self._daemon.remove_mode(params.id)
         return shown
 
     async def simulate(self, _session: Session, params: m.SimulateParams) -> t.Simulation:
-        state = self._views.state
-        members = [self.service_id(s) for s in params.services] if params.services is not None else []
-        if params.id is not None:
-            members = list(self.mode(params.id).services)
-        members += [s for s in (self.service_id(a) for a in params.add) if s not in members]
-        removed = {self.service_id(r) for r in params.remove}
-        wanted = tuple(s for s in members if s not in removed and s in state.catalog.services)
-        intent = requests.for_services(state, params.id or "simulation", wanted)
-        services = sorted(intent.wish(state.desired, state.catalog).services(state.catalog.services))
-        facts = await self._daemon.inspector.inspect(0, tuple(services))
-        proposed, blocked = self._loop.engine.simulate(intent, facts)
-        order = [*wanted, *(s for s in services if s not in wanted)]
-        return self._views.simulation(params.id, order, proposed, blocked)
+        return await self._daemon.simulator.simulate(params)
 
     async def switch(self, session: Session, params: m.SwitchParams) -> t.Operation | Reply:
-        self.mode(params.id)
+        self._lookup.mode(params.id)
 
         def make(number: int) -> ev.Request:
             return ev.SwitchRequested(
@@ -252,7 +217,7 @@ class _Desk:
         for op in await self._daemon.memory.operations(1000):
             if op.id == wanted:
                 return op
-        raise _not_found("operation", wanted, list(operations)[-10:])
+        raise not_found("operation", wanted, list(operations)[-10:])
 
     def _shown(self, operation: str) -> t.Operation:
         return self._views.operation(self._views.state.operations[operation])
@@ -261,7 +226,7 @@ class _Desk:
         """The operation once it has ended well; else the error that says how it ended."""
         op = await self._loop.ended(operation)
         if op is None:
-            raise _not_found("operation", operation, [])
+            raise not_found("operation", operation, [])
         shown = self._views.operation(op)
         if op.state is OperationState.SUCCEEDED:
             return shown
@@ -326,19 +291,11 @@ def _accepted(reply: fx.Reply) -> str:
     if refusal is None:
         assert reply.operation is not None
         return reply.operation
-    details = {"reasons": [msgspec.to_builtins(reason(r)) for r in refusal.reasons]} if refusal.reasons else {}
+    details: dict[str, object] = {}
+    if refusal.reasons:
+        details["reasons"] = [msgspec.to_builtins(reason(r)) for r in refusal.reasons]
+    if refusal.alternatives:
+        details["alternatives"] = [msgspec.to_builtins(alternative(a)) for a in refusal.alternatives]
     raise RpcError(
         refusal.code, refusal.message, hint=refusal.hint, details=details, retry_after_s=refusal.retry_after_s
-    )
-
-
-def _not_found(what: str, wanted: str, existing: Iterable[str]) -> RpcError:
-    ids = sorted(existing)
-    close = difflib.get_close_matches(wanted[:100], ids, n=1)
-    meant = f"did you mean {close[0]}? " if close else ""
-    return RpcError(
-        "not_found",
-        f"cannot find {what} {wanted[:100]!r}",
-        hint=f"{meant}existing: {', '.join(ids) or 'none'}",
-        details={"existing": ids},
     )

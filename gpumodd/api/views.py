@@ -8,13 +8,16 @@ import msgspec
 from gpumodd.api.operation_views import OperationViews, reason
 from gpumodd.core import conditions, world
 from gpumodd.core import effects as fx
+from gpumodd.core.alternatives import Alternative
+from gpumodd.core.changes import Kind
 from gpumodd.core.engine import Engine
 from gpumodd.core.facts import DeviceFact
 from gpumodd.core.ledger import Budget
 from gpumodd.core.operations import Operation, PlannedStep, StepState
 from gpumodd.core.phase import Phase
-from gpumodd.core.plans import Plan
-from gpumodd.core.problems import Problem, Reason
+from gpumodd.core.plans import DeviceForecast
+from gpumodd.core.problems import Problem
+from gpumodd.core.simulation import Simulated
 from gpumodd.core.specs import ModeSpec, ServiceSpec
 from gpumodd.core.state import State, Track
 from gpumodd.ports import Clock
@@ -246,38 +249,37 @@ class Views:
 
     # -- simulation -------------------------------------------------------------------------------------------
 
-    def simulation(
-        self, mode: str | None, services: Iterable[str], proposed: Plan, blocked: list[Reason]
-    ) -> t.Simulation:
+    def simulation(self, mode: str | None, services: Iterable[str], made: Simulated, notes: list[str]) -> t.Simulation:
         """What a plan leads to, per device and step by step."""
+        forecast = made.plan.forecast
         return t.Simulation(
-            fits=not blocked and all(f.headroom_mib >= 0 for f in proposed.forecast),
-            devices=self._forecast(proposed),
-            services=[self._simulated(s, proposed) for s in services],
-            steps=planned_steps(proposed.steps),
-            blocked=[reason(r) for r in blocked],
-            alternatives=[],
+            fits=not made.reasons and all(f.headroom_mib >= 0 for f in forecast),
+            devices=[self._forecast(f, made) for f in forecast],
+            services=[self._simulated(s, made) for s in services],
+            steps=planned_steps(made.plan.steps),
+            blocked=[reason(r) for r in made.reasons],
+            alternatives=[alternative(a) for a in made.alternatives],
+            notes=notes,
             mode=mode,
         )
 
-    def _forecast(self, proposed: Plan) -> list[t.SimulationDevice]:
-        budgets = world.budgets(self.state)
-        return [
-            t.SimulationDevice(
-                uuid=f.uuid,
-                total_mib=f.total_mib,
-                needed_mib=f.needed_mib,
-                headroom_mib=f.headroom_mib,
-                index=budgets[f.uuid].index,
-                name=budgets[f.uuid].name,
-                reserve_mib=budgets[f.uuid].reserve_mib,
-                foreign_mib=budgets[f.uuid].foreign_mib,
-            )
-            for f in proposed.forecast
-        ]
+    def _forecast(self, forecast: DeviceForecast, made: Simulated) -> t.SimulationDevice:
+        budget = world.budgets(self.state)[forecast.uuid]
+        return t.SimulationDevice(
+            uuid=forecast.uuid,
+            total_mib=forecast.total_mib,
+            needed_mib=forecast.needed_mib,
+            headroom_mib=forecast.headroom_mib,
+            index=budget.index,
+            name=budget.name,
+            reserve_mib=budget.reserve_mib,
+            foreign_mib=budget.foreign_mib,
+            limit_mib=budget.limit_mib,
+            used_by_others_mib=sum(mib for s, mib in forecast.services.items() if s not in made.asked),
+        )
 
-    def _simulated(self, service: str, proposed: Plan) -> t.SimulationService:
-        spec = self.state.catalog.services[service]
+    def _simulated(self, service: str, made: Simulated) -> t.SimulationService:
+        spec = made.specs[service]
         track = self.state.tracks.get(service) or Track()
         return t.SimulationService(
             id=service,
@@ -285,13 +287,28 @@ class Views:
             driver=spec.driver,
             vram_mib=spec.vram_mib,
             vram_source=spec.vram_source.value if spec.vram_mib is not None else None,
-            devices=list(proposed.placements.get(service, track.devices)),
+            context=spec.context,
+            devices=list(made.plan.placements.get(service, track.devices)),
             phase=world.phase_of(self.state, service).value,
         )
 
 
 def _of_operation(op: Operation) -> dict[str, object]:
     return {"operation": op.id, "kind": op.kind.value, "target": op.target, "state": op.state.value}
+
+
+def alternative(instead: Alternative) -> t.Alternative:
+    """What would fit."""
+    changes = instead.changes
+    return t.Alternative(
+        message=instead.message,
+        remove=[c.service for c in changes if c.kind is Kind.REMOVE],
+        stop=[c.service for c in changes if c.kind is Kind.STOP],
+        devices={c.service: list(c.devices) for c in changes if c.kind is Kind.MOVE},
+        context={c.service: c.context for c in changes if c.kind is Kind.CONTEXT},
+        end=[c.pid for c in changes if c.kind is Kind.END],
+        cost_s=instead.cost_s,
+    )
 
 
 def planned_steps(steps: Iterable[PlannedStep]) -> list[t.Step]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from gpumodd.core import effects as fx
 from gpumodd.core import events as ev
-from gpumodd.core import fold, outcomes, releases, requests, world
+from gpumodd.core import fold, outcomes, releases, requests, simulation, world
 from gpumodd.core.course import Course
 from gpumodd.core.desired import Desired, closure, undone
 from gpumodd.core.facts import InspectFact
@@ -101,9 +101,10 @@ class Admission:
 
     def _refuse(self, intent: Intent, proposed: Plan, reasons: list[Reason]) -> None:
         what = f"{intent.kind} {intent.target}"
-        for request in intent.requests:
-            self._outbox.emit(fx.Reply(request=request, refusal=requests.refusal(reasons, what)))
-        if not intent.requests:  # nobody asked: the engine's own repair waits and plans again
+        if intent.requests:
+            refusal = requests.refusal(reasons, what, simulation.would_fit(self._state, intent))
+            self._outbox.emit(*(fx.Reply(request=request, refusal=refusal) for request in intent.requests))
+        else:  # nobody asked: the engine's own repair waits and plans again
             named = {reason.service: reason for reason in reversed(reasons)}
             for service in requests.starts_of(intent, proposed):
                 fold.put_off(self._state, self._state.track(service), named.get(service, reasons[0]))

@@ -6,6 +6,7 @@ in order as far as Save goes: what follows a Save waits until it is durable.
 
 from dataclasses import dataclass
 
+from gpumodd.core.alternatives import Alternative
 from gpumodd.core.operations import Operation, Step
 from gpumodd.core.problems import Reason
 from gpumodd.core.state import Snapshot
@@ -80,6 +81,7 @@ class Refusal:
     message: str
     hint: str = ""
     reasons: tuple[Reason, ...] = ()
+    alternatives: tuple[Alternative, ...] = ()  # what would make it fit, best first
     retry_after_s: float | None = None
 
 

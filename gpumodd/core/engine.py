@@ -6,16 +6,13 @@ may begin and is not in flight is dispatched (`core.course`). Time is `event.at`
 
 from dataclasses import replace
 
-from gpumodd.core import conditions, deadlines, drift, fold, ops, outcomes, releases, requests, suspend
+from gpumodd.core import conditions, deadlines, drift, fold, ops, outcomes, releases, suspend
 from gpumodd.core import effects as fx
 from gpumodd.core import events as ev
 from gpumodd.core.admission import Admission
 from gpumodd.core.course import Course
-from gpumodd.core.intents import Intent
 from gpumodd.core.journal import Journal
 from gpumodd.core.outbox import Outbox
-from gpumodd.core.plans import Plan
-from gpumodd.core.problems import Reason
 from gpumodd.core.state import State
 
 
@@ -56,13 +53,6 @@ class Engine:
     def next_deadline(self) -> float | None:
         """When a Ticked event is due, if nothing else happens before."""
         return self.state.due
-
-    def simulate(self, intent: Intent, facts: ev.Inspected | None) -> tuple[Plan, list[Reason]]:
-        """What this wish would lead to, judged as the real thing would be; touches nothing."""
-        _, proposed = requests.plan_of(self.state, intent)
-        if facts is None:
-            return proposed, list(proposed.blocked)
-        return proposed, requests.reasons_against(self.state, intent, proposed, facts.services)
 
     # -- folding ----------------------------------------------------------------------------------------------
 

@@ -285,7 +285,7 @@ def forecast(
     order: list[str], placements: Mapping[str, tuple[str, ...]], given: PlanInput
 ) -> tuple[DeviceForecast, ...]:
     """Each device once all that leaves has left and all that comes is up."""
-    needed = dict.fromkeys(given.budgets, 0)
+    needed: dict[str, dict[str, int]] = {uuid: {} for uuid in given.budgets}
     for service in order:
         view = given.services[service]
         devices = placements.get(service, view.devices)
@@ -293,13 +293,14 @@ def forecast(
             if uuid in needed:
                 estimate = share(view.needed_mib, len(devices))
                 held = 0 if service in placements else given.budgets[uuid].held.get(service, 0)
-                needed[uuid] += max(estimate, held)
+                needed[uuid][service] = max(estimate, held)
     return tuple(
         DeviceForecast(
             uuid=uuid,
             total_mib=budget.total_mib,
-            needed_mib=needed[uuid],
-            headroom_mib=budget.capacity_mib - needed[uuid],
+            needed_mib=sum(needed[uuid].values()),
+            headroom_mib=budget.capacity_mib - sum(needed[uuid].values()),
+            services=needed[uuid],
         )
         for uuid, budget in sorted(given.budgets.items(), key=lambda item: item[1].index)
     )

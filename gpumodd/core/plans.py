@@ -63,6 +63,7 @@ class DeviceForecast:
     total_mib: int
     needed_mib: int
     headroom_mib: int
+    services: Mapping[str, int] = field(default_factory=dict)  # what each needs of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

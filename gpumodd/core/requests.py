@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from gpumodd.core import desired as wishes
 from gpumodd.core import world
+from gpumodd.core.alternatives import Alternative
 from gpumodd.core.desired import Desired
 from gpumodd.core.effects import Refusal
 from gpumodd.core.events import ServiceRequested, SwitchRequested
@@ -15,7 +16,7 @@ from gpumodd.core.facts import InspectFact
 from gpumodd.core.intents import Intent
 from gpumodd.core.operations import Kind
 from gpumodd.core.planner import plan
-from gpumodd.core.plans import PASSABLE, Plan
+from gpumodd.core.plans import PASSABLE, Plan, PlanInput
 from gpumodd.core.problems import Reason, survivor
 from gpumodd.core.specs import ModeSpec
 from gpumodd.core.state import State
@@ -83,10 +84,16 @@ def not_found(what: str, wanted: str, existing: Mapping[str, object]) -> Refusal
 
 def plan_of(state: State, intent: Intent) -> tuple[Desired, Plan]:
     """What the intent would make of the world as it stands: the wish, and the plan towards it."""
+    wish, given = given_of(state, intent)
+    return wish, plan(given)
+
+
+def given_of(state: State, intent: Intent) -> tuple[Desired, PlanInput]:
+    """The wish, and what a plan towards it is made from."""
     wish = intent.wish(state.desired, state.catalog)
     specs = state.catalog.services
     mine = {s for s in wish.services(specs) if intent.covers(s)}
-    given = world.plan_input(
+    return wish, world.plan_input(
         state,
         wish,
         restarts=restarts_of(state, intent),
@@ -95,7 +102,6 @@ def plan_of(state: State, intent: Intent) -> tuple[Desired, Plan]:
         reach=world.reach_of(state, (intent, *state.active_operations())),
         extra_back=world.held_back(state, wish) - mine,
     )
-    return wish, plan(given)
 
 
 def restarts_of(state: State, intent: Intent) -> frozenset[str]:
@@ -182,14 +188,15 @@ def _preflight(state: State, fact: InspectFact) -> list[Reason]:
     return reasons
 
 
-def refusal(reasons: list[Reason], what: str) -> Refusal:
-    """All reasons in one refusal; the first one speaks."""
+def refusal(reasons: list[Reason], what: str, alternatives: Sequence[Alternative] = ()) -> Refusal:
+    """All reasons in one refusal; the first one speaks, and the best alternative says what would help."""
     more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
     waits = [w for r in reasons if isinstance(w := r.details.get("wait_s"), float)]
     return Refusal(
         code="refused",
         message=f"{what} refused, nothing was touched: {reasons[0].message}{more}",
-        hint=reasons[0].hint,
+        hint=f"to make it fit, {alternatives[0].message}" if alternatives else reasons[0].hint,
         reasons=tuple(reasons),
+        alternatives=tuple(alternatives),
         retry_after_s=max(waits) if waits and len(waits) == len(reasons) else None,
     )

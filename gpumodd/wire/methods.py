@@ -78,13 +78,13 @@ class ModeCreateParams(_Params, kw_only=True):
 
 
 class SimulateParams(_Params, kw_only=True):
-    """Either a mode's `id` or a list of `services`; `add` and `remove` change that set."""
+    """Either a mode's `id` or a list of `services`; `add` and `remove` change that set, `context` its services."""
 
     id: Ref | None = None
     services: Annotated[list[Ref], Meta(max_length=1000)] | None = None
     add: Annotated[list[Ref], Meta(max_length=1000)] = []
     remove: Annotated[list[Ref], Meta(max_length=1000)] = []
-    context: Annotated[int, Meta(ge=1, le=1 << 31)] | None = None
+    context: Annotated[dict[Ref, Annotated[int, Meta(ge=1, le=1 << 31)]], Meta(max_length=1000)] = {}
 
     def __post_init__(self) -> None:
         if (self.id is None) == (self.services is None):

@@ -231,8 +231,9 @@ class Reason(Struct, kw_only=True):
 class SimulationDevice(Struct, kw_only=True):
     """The forecast for one device.
 
-    `needed_mib` is the sum of the services on it. `headroom_mib` is total less reserve, foreign and needed.
-    `used_by_others_mib` is the part of needed that belongs to services outside the simulated set which stay.
+    `needed_mib` is the sum of the services on it, `used_by_others_mib` the part of it that belongs to services outside
+    the simulated set which stay. `headroom_mib` is total less reserve, foreign and needed, or what `policy.vram_limit`
+    leaves, if that is less.
     """
 
     uuid: str
@@ -243,6 +244,7 @@ class SimulationDevice(Struct, kw_only=True):
     name: str = ""
     reserve_mib: int = 0
     foreign_mib: int = 0
+    limit_mib: int | None = None
     used_by_others_mib: int = 0
 
 
@@ -254,21 +256,34 @@ class SimulationService(Struct, kw_only=True):
     driver: str = ""
     vram_mib: int | None = None
     vram_source: VramSource | None = None
+    context: int | None = None
     devices: list[str] = field(default_factory=list)
     phase: Phase = "unknown"
 
 
 class Alternative(Struct, kw_only=True):
-    """Something that would fit instead."""
+    """Changes that together make it fit, planned and found to fit, none of them without need.
+
+    `remove` leaves services out and `context` gives them less, as the parameters of `mode.simulate` do; `stop` ends
+    services outside the set, `devices` puts services on other ones, `end` names foreign processes by pid. `cost_s` is
+    the measured time to load again what is stopped, left out or restarted; null when that was never measured.
+    """
 
     message: str
     remove: list[str] = field(default_factory=list)
-    mode: str | None = None
-    details: dict[str, Any] = field(default_factory=dict)
+    stop: list[str] = field(default_factory=list)
+    devices: dict[str, list[str]] = field(default_factory=dict)
+    context: dict[str, int] = field(default_factory=dict)
+    end: list[int] = field(default_factory=list)
+    cost_s: float | None = None
 
 
 class Simulation(Struct, kw_only=True):
-    """What a switch would do: the same planner, not dispatched. It `fits` when no headroom is below 0."""
+    """What a switch would do: the same planner, not dispatched.
+
+    It `fits` when no headroom is below 0 and nothing is `blocked`. `alternatives` would fit, the best first: they keep
+    the services of higher priority, then they cost less. `notes` say what the figures do not take into account.
+    """
 
     fits: bool
     devices: list[SimulationDevice] = field(default_factory=list)
@@ -276,6 +291,7 @@ class Simulation(Struct, kw_only=True):
     steps: list[Step] = field(default_factory=list)
     blocked: list[Reason] = field(default_factory=list)
     alternatives: list[Alternative] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     mode: str | None = None
 
 
