@@ -12,7 +12,7 @@ from gpumodctl.results import show_simulation
 from gpumodd.wire.types import Simulation
 
 
-@command("simulate", help="Show whether MODE, or a list of services, fits and what a switch would do. Touches nothing.")
+@command("simulate", help="Show whether MODE fits and what a switch would do.")
 @click.argument("mode", required=False, shell_complete=completion.modes)
 @click.option("--services", metavar="A,B,…", help="These services instead of a mode.")
 @click.option(
