@@ -11,7 +11,6 @@ from gpumodd.core.changes import Change, Kind, Question
 from gpumodd.core.desired import closure, dependents
 from gpumodd.core.ledger import HOST, share
 from gpumodd.core.operations import Verb
-from gpumodd.core.placement import needed_mib
 from gpumodd.core.plans import Plan
 
 ALL = ""  # all devices together; else a device's UUID, HOST, or a service whose memory nobody knows
@@ -43,7 +42,7 @@ class Shortage:
         }
         lacking = Counter({ALL: -sum(room.values())})
         for service in self.coming:
-            lacking[ALL] += needed_mib(given.services[service])
+            lacking[ALL] += given.services[service].needed_mib
             for uuid, mib in self._bound(service).items():
                 lacking[uuid] += mib if uuid in lacking else mib - room[uuid]
         for reason in proposed.blocked:
@@ -89,7 +88,7 @@ class Shortage:
             freed[HOST] = given.host.held.get(service, 0) if given.host is not None else 0
             return freed
         freed = Counter(self._bound(service))
-        freed[ALL] = needed_mib(given.services[service])
+        freed[ALL] = given.services[service].needed_mib
         freed[HOST] = spec.ram_mib
         if spec.vram_mib is None:
             freed[service] = 1
