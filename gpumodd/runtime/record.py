@@ -4,6 +4,7 @@ Owns what goes into the event log, and when. Whatever goes wrong with it ends th
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import structlog
 
@@ -11,6 +12,8 @@ from gpumodd import __version__
 from gpumodd.core import effects as fx
 from gpumodd.core import events as ev
 from gpumodd.core.engine import Engine
+from gpumodd.core.operations import Operation
+from gpumodd.core.specs import Catalog
 from gpumodd.ports import Clock, EventLog
 from gpumodd.runtime import recording
 
@@ -32,7 +35,7 @@ class Recorder:
         self._lines: list[bytes] = []
         self._size = 0
         self._written_at = 0.0
-        self._known: dict[str, int] = {}  # a hash of each part of the state, as it was written last
+        self._known: dict[str, _Known] = {}  # each part of the state, as it was written last
         self._again_at: float | None = None  # in trouble: nothing is kept until then
         self._told = ""
         self._broken = False
@@ -72,16 +75,25 @@ class Recorder:
         """A new file, which begins with the state as it is."""
         epoch = self._clock.wall() - self._clock.boottime()
         state, boot_id = self._engine.state, self._clock.boot_id()
-        self._known = {name: hash(part) for name, part in recording.parts(state).items()}
+        self._known = {name: _Known.of(piece, recording.part(piece)) for name, piece in recording.pieces(state)}
         self._again_at = None
         self._log.begin(recording.head(state, version=__version__, boot_id=boot_id, epoch=epoch, n=self._n))
 
     def _mark(self) -> None:
         """The parts of the state that have changed since they were written."""
-        parts = recording.parts(self._engine.state)
-        changed = {name: part for name, part in parts.items() if self._known.get(name) != hash(part)}
-        gone = sorted(self._known.keys() - parts.keys())
-        self._known = {name: hash(part) for name, part in parts.items()}
+        changed: dict[str, bytes] = {}
+        pieces = dict(recording.pieces(self._engine.state))
+        gone = sorted(self._known.keys() - pieces.keys())
+        for name in gone:
+            del self._known[name]
+        for name, piece in pieces.items():
+            known = self._known.get(name)
+            if piece is not None and known is not None and known.frozen is piece:
+                continue
+            part = recording.part(piece)
+            if known is None or known.hash != hash(part):
+                changed[name] = part
+            self._known[name] = _Known.of(piece, part)
         self._add(recording.mark(self._n, changed, gone))
         self._write()
 
@@ -123,6 +135,18 @@ class Recorder:
         except Exception as error:
             self._broken = True
             log.error("recording_broke", exc_info=error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A part as it was written. What cannot change need not be encoded again to see that it has not."""
+
+    frozen: Operation | Catalog | None
+    hash: int
+
+    @classmethod
+    def of(cls, piece: object, part: bytes) -> "_Known":
+        return cls(piece if isinstance(piece, Operation | Catalog) else None, hash(part))
 
 
 def _ends_operation(effect: fx.Effect) -> bool:

@@ -5,7 +5,8 @@ the engine was given them and, in short, what it wanted done; a `mark` holds the
 since the head or the mark before it. Owns the codec; it opens no file.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -91,17 +92,24 @@ def mark(n: int, parts: Mapping[str, bytes], gone: Iterable[str]) -> bytes:
     return _encoder.encode(Mark(n=n, parts=raw, gone=list(gone))) + b"\n"
 
 
-def parts(state: State) -> dict[str, bytes]:
-    """The state, encoded part by part; equal states have equal parts."""
-    found: dict[str, bytes] = {}
-    whole = msgspec.json.decode(_canonical.encode(state), type=dict[str, msgspec.Raw])
-    for name, raw in whole.items():
-        if name in SPLIT:
-            entries = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
-            found |= {f"{name}.{key}": bytes(entry) for key, entry in entries.items()}
+def pieces(state: State) -> Iterator[tuple[str, object]]:
+    """The parts of the state, by name."""
+    for each in fields(state):
+        value = getattr(state, each.name)
+        if each.name in SPLIT:
+            yield from ((f"{each.name}.{key}", entry) for key, entry in value.items())
         else:
-            found[name] = bytes(raw)
-    return found
+            yield each.name, value
+
+
+def part(piece: object) -> bytes:
+    """A part, encoded; equal ones are encoded alike."""
+    return _canonical.encode(piece)
+
+
+def parts(state: State) -> dict[str, bytes]:
+    """All parts, encoded."""
+    return {name: part(piece) for name, piece in pieces(state)}
 
 
 def in_short(effect: fx.Effect) -> tuple[str, object]:
