@@ -79,7 +79,7 @@ def _run_began(state: State, track: Track, fact: UnitFact) -> None:
     expected, track.run_expected = track.run_expected, False
     if not expected:
         track.stop_asked_at, track.judged, track.loading_from = None, False, None
-        track.started_at = fact.since if fact.since is not None else fact.at
+        track.started_at = state.at  # nobody has asked it before: it has its whole time from now, however long it runs
         if not state.observing:  # what the last daemon started it with is remembered, anybody else took what is there
             track.fingerprint = ""
         if not fact.gone:

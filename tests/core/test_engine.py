@@ -317,6 +317,20 @@ def test_a_restarted_daemon_finishes_the_open_operation_under_its_own_id():
     assert "start chat" not in m.log  # it was loading already: adopted, not started twice
 
 
+def test_who_was_ready_for_longer_than_a_start_may_take_is_no_failure_of_the_next_daemon():
+    m = two_modes()
+    m.do("switch", "rag")
+    m.run(1000.0)
+    request = m.ask("switch", "chat")  # tiny is in both
+    m.run(0.001)
+    op_id = m.replies[request].operation
+    m.restart_daemon()
+    assert m.problems() == set()
+    m.run()
+    assert m.engine.state.operations[op_id].state is State.SUCCEEDED
+    assert m.running() == {"chat", "tiny"}
+
+
 def test_after_a_reboot_the_mode_is_restored():
     m = two_modes()
     m.do("switch", "rag")
