@@ -5,6 +5,7 @@ import gc
 import os
 import random
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -207,7 +208,7 @@ async def test_no_bus_at_the_start(backend: SystemdBackend, tmp_path: Path, monk
             pass
     assert caught.value.code == "bus_lost"
     with pytest.raises(PortError, match="not connected"):
-        await units.stop("a")
+        await units.pids("a")
 
 
 async def lose(watch: Watch, how: Callable[[], object]) -> UnitsLost:
@@ -267,7 +268,9 @@ async def test_what_ended_while_the_bus_was_away(own_backend: SystemdBackend) ->
             own_backend.box.systemctl("stop", "dbus.socket", "dbus.service")
 
         await lose(watch, cut)
-        for call in (units.start("a", {}), units.stop("a"), units.apply({}), units.pids("a"), units.refresh("a")):
+        for command in (units.start("a", {}), units.stop("a")):
+            assert await command is JobResult.LOST, "not refused: it is for the caller to look again"
+        for call in (units.apply({}), units.pids("a"), units.refresh("a")):
             with pytest.raises(PortError) as caught:
                 await call
             assert caught.value.code == "bus_lost"
@@ -308,6 +311,32 @@ async def test_a_connection_that_is_forgotten_late_does_not_harm_the_next(backen
         await ask(following)
     finally:
         following.close()
+
+
+async def test_a_number_that_is_another_files_by_now_stays_its_own(own_backend: SystemdBackend) -> None:
+    """When the bus hangs up, libsystemd closes the descriptor; sdbus goes on to speak of its number."""
+    connection = Connection()
+    number = connection._bus.get_fd()
+    await asyncio.to_thread(own_backend.box.systemctl, "kill", "--signal=KILL", "dbus.service")
+    async with asyncio.timeout(10):
+        await connection.wait_lost()
+        while Path(f"/proc/self/fd/{number}").exists():
+            await asyncio.sleep(0.001)
+    near, far = socket.socketpair()
+    if near.fileno() != number:
+        os.dup2(near.fileno(), number)
+        near.close()
+        near = socket.socket(fileno=number)
+    reader, writer = await asyncio.open_connection(sock=near)
+    connection.close()
+    del connection
+    gc.collect()
+    far.sendall(b"heard\n")
+    async with asyncio.timeout(10):
+        assert await reader.readline() == b"heard\n"
+    writer.close()
+    await writer.wait_closed()
+    far.close()
 
 
 async def test_an_unprivileged_user(sandbox_possible: None) -> None:

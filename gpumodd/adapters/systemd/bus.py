@@ -9,7 +9,7 @@ import contextlib
 import os
 import select
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import sdbus
@@ -44,13 +44,57 @@ HINTS = {
 BROKEN = (SdBusBaseError, OSError)
 
 
+class Readers:
+    """The event loop as one sdbus connection sees it: it can only take back the readers that it has put there.
+
+    When the bus hangs up, libsystemd closes the descriptor at once, and its number soon is another file's: a client's
+    connection, a child's pidfd. sdbus 0.14.3 goes on to remove the loop's readers of that number when the connection
+    is closed and once more when it is deallocated: an error at best, at worst somebody else who waits for ever.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._reading: set[int] = set()
+        self._writing: set[int] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    def add_reader(self, fd: int, callback: Callable[[], object]) -> None:
+        self._reading.add(fd)
+        self._loop.add_reader(fd, self._drive, callback)
+
+    def add_writer(self, fd: int, callback: Callable[[], object]) -> None:
+        self._writing.add(fd)
+        self._loop.add_writer(fd, self._drive, callback)
+
+    def remove_reader(self, fd: int) -> None:
+        if fd in self._reading:
+            self._reading.remove(fd)
+            self._loop.remove_reader(fd)
+
+    def remove_writer(self, fd: int) -> None:
+        if fd in self._writing:
+            self._writing.remove(fd)
+            self._loop.remove_writer(fd)
+
+    def _drive(self, callback: Callable[[], object]) -> None:
+        try:
+            callback()
+        except BROKEN:  # of no use any more, and its descriptor may be closed; the look at the hang-up tells
+            for fd in list(self._reading):
+                self.remove_reader(fd)
+            for fd in list(self._writing):
+                self.remove_writer(fd)
+
+
 class Connection:
     """Open until `lost` is set. Every call ends at the latest when the connection does."""
 
     def __init__(self) -> None:
         """Raises PortError when there is no bus; whether anyone answers on it shows with the first call."""
         try:
-            self._bus = sdbus.sd_bus_open_user()
+            self._bus = _bound(sdbus.sd_bus_open_user(), asyncio.get_running_loop())
         except BROKEN as error:
             raise port_error(error, "reach the user's D-Bus") from error
         self._slots: list[Any] = []
@@ -86,9 +130,6 @@ class Connection:
             slot.close()
         self._slots.clear()
         self._bus.close()
-        # Now, not when the garbage collector comes by: an SdBus that is deallocated removes the event loop's reader of
-        # its descriptor's *number*, and by then that may be the next connection's (sdbus 0.14.3).
-        del self._bus
 
     async def call(self, what: str, path: str, member: str, signature: str = "", *args: Any) -> Any:
         """Call a method, `member` with its interface before it; `what` completes "cannot …" in the error."""
@@ -141,6 +182,16 @@ class Connection:
                 self.lose(f"the user manager has not answered for {answer_s:g} s")
             except PortError as error:
                 self.lose(error.message)
+
+
+def _bound(bus: Any, loop: asyncio.AbstractEventLoop) -> Any:
+    """sdbus keeps the loop that runs when it is first driven: let that be ours."""
+    asyncio._set_running_loop(cast("asyncio.AbstractEventLoop", Readers(loop)))
+    try:
+        bus.process()
+    finally:
+        asyncio._set_running_loop(loop)
+    return bus
 
 
 def _look_at(answer: asyncio.Future[Any]) -> None:

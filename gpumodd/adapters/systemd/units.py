@@ -220,7 +220,6 @@ class SystemdUnits:
             raise
 
     async def _job(self, what: str, member: str, service: str) -> JobResult:
-        self._open(what)
         jobs = self._jobs
         try:
             with jobs.expecting():
