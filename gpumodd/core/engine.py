@@ -77,7 +77,7 @@ class Engine:
             case ev.UnitStopped():
                 self._stop_ended(event)
             case ev.UnitKilled():
-                state.track(event.service).kill_effect = None
+                self._kill_ended(event)
             case ev.Inspected():
                 self._admission.inspected(event)
             case ev.LogsRead():
@@ -111,9 +111,10 @@ class Engine:
         track.start_effect = None
         unwanted = track.command is not ops.Command.STARTING
         fold.job_ended(self.state, track, ops.Asked.START_ENDED)
-        if event.error:  # nothing was done, so there is nothing to be seen
+        if event.error or event.dropped:  # nothing was done, so there is nothing to be seen
             track.unseen_since, track.run_expected = None, False
-        if event.result not in ("done", "lost") and not unwanted and not track.judged:
+        failed = event.result not in ("done", "lost") and not event.dropped
+        if failed and not unwanted and not track.judged:
             fold.failed(self.state, event.service, outcomes.start_failed(event))
 
     def _stop_ended(self, event: ev.UnitStopped) -> None:
@@ -122,9 +123,17 @@ class Engine:
             return
         track.stop_effect = None
         fold.job_ended(self.state, track, ops.Asked.STOP_ENDED)
-        if event.error:
+        if event.error or event.dropped:
             track.unseen_since = track.stop_asked_at = None
+        if event.error:
             track.failure, track.failed_at = outcomes.stop_refused(event), self.state.at
+
+    def _kill_ended(self, event: ev.UnitKilled) -> None:
+        track = self.state.track(event.service)
+        if event.effect == track.kill_effect:
+            track.kill_effect = None
+            if event.dropped:
+                track.killed_at = None  # its deadline is still over: it is given again
 
     def _logs_read(self, event: ev.LogsRead) -> None:
         for op in list(self.state.operations.values()):

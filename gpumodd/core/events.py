@@ -76,9 +76,13 @@ class Resumed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EffectEnded(Event):
-    """The terminal event of an effect; each effect that has an `id` yields exactly one."""
+    """The terminal event of an effect; each effect that has an `id` yields exactly one.
+
+    `dropped`: it was not carried out, because what has to be durable before it could not be saved.
+    """
 
     effect: int
+    dropped: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

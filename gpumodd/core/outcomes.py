@@ -8,7 +8,8 @@ from gpumodd.core.desired import Claim, Desired, undone
 from gpumodd.core.effects import Announce, Effect, OperationChanged, StepChanged
 from gpumodd.core.events import UnitStarted, UnitStopped
 from gpumodd.core.facts import Answer, ProbeFact
-from gpumodd.core.operations import Kind, Operation, PlannedStep, State, Verb
+from gpumodd.core.operations import Kind, Operation, PlannedStep, State, Step, StepState, Verb
+from gpumodd.core.ops import Command
 from gpumodd.core.plans import Plan
 from gpumodd.core.problems import Reason
 from gpumodd.core.state import State as EngineState
@@ -121,17 +122,33 @@ def _left_alone(service: str, obstacle: str, track: Track) -> Reason:
 
 def blocked_too_long(state: EngineState, op: Operation, proposed: Plan) -> Reason | None:
     """Nothing of the operation can go on, and has not for as long as a release may take."""
+    if state.unsaved and op.returning is None and not touched(state, op):
+        return unsaved(state.unsaved)
     timeout_s = state.catalog.policy.release_timeout_s
     if op.blocked_since is None or op.blocked_since + timeout_s > state.at:
         return None
+    if state.unsaved:
+        return unsaved(state.unsaved)
     mine = [r for r in proposed.blocked if r.service is None or op.covers(r.service)]
-    if mine:
+    if mine and not state.units_lost:
         return mine[0]
     return Reason(
         code="units_unreachable",
         message=f"{op.kind} {op.target} could not go on for {timeout_s:g} s: {state.units_lost or 'nothing can begin'}",
         hint="`gpumodctl status` shows what stands in the way",
     )
+
+
+def touched(state: EngineState, op: Operation) -> bool:
+    """Has it done anything yet, or is it about to?"""
+
+    def done(step: Step) -> bool:
+        if step.verb is Verb.INSPECT or step.state is not StepState.RUNNING:
+            return step.verb is not Verb.INSPECT and step.state is StepState.DONE
+        track = state.track(step.service)
+        return track.command is not Command.IDLE or track.unseen_since is not None
+
+    return any(done(step) for step in op.steps)
 
 
 def policy_of(op: Operation) -> Literal["rollback", "keep", "stop"] | None:

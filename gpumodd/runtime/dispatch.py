@@ -24,7 +24,6 @@ from gpumodd.runtime.watch_devices import DeviceWatcher
 log = structlog.get_logger("gpumodd.dispatch")
 
 LOG_LINES = 50
-STATE_UNWRITABLE = "the state file cannot be written"
 
 
 class Dispatcher:
@@ -112,21 +111,14 @@ class Dispatcher:
         now = self._loop.now()
         for effect in batch:
             match effect:
-                case fx.StartUnit():
-                    error = ev.UnitStarted(
-                        at=now, effect=effect.id, service=effect.service, result="failed", error=STATE_UNWRITABLE
-                    )
-                    await self._loop.post(error)
-                case fx.StopUnit():
-                    await self._loop.post(
-                        ev.UnitStopped(
-                            at=now, effect=effect.id, service=effect.service, result="failed", error=STATE_UNWRITABLE
-                        )
-                    )
-                case fx.KillUnit():
-                    await self._loop.post(
-                        ev.UnitKilled(at=now, effect=effect.id, service=effect.service, error=STATE_UNWRITABLE)
-                    )
+                case fx.StartUnit(id=id, service=service):
+                    end: ev.Event = ev.UnitStarted(at=now, effect=id, service=service, result="failed", dropped=True)
+                    await self._loop.post(end)
+                case fx.StopUnit(id=id, service=service):
+                    end = ev.UnitStopped(at=now, effect=id, service=service, result="failed", dropped=True)
+                    await self._loop.post(end)
+                case fx.KillUnit(id=id, service=service):
+                    await self._loop.post(ev.UnitKilled(at=now, effect=id, service=service, dropped=True))
                 case fx.Reply():
                     self._loop.answer(effect)
                 case fx.Announce():

@@ -387,17 +387,17 @@ class Machine:
 
     def _give_up(self, effects: tuple[fx.Effect, ...]) -> None:
         """What follows a Save that failed is not carried out, and says so."""
-        refused = {"service": "", "result": "failed", "error": "the state file cannot be written"}
         for effect in effects:
             match effect:
                 case fx.StartUnit():
                     self.witness.ended(effect)
-                    self.post(ev.UnitStarted(at=self.at, effect=effect.id, **{**refused, "service": effect.service}))
+                    dropped = {"effect": effect.id, "service": effect.service, "result": "failed", "dropped": True}
+                    self.post(ev.UnitStarted(at=self.at, **dropped))
                 case fx.StopUnit():
-                    self.post(ev.UnitStopped(at=self.at, effect=effect.id, **{**refused, "service": effect.service}))
+                    dropped = {"effect": effect.id, "service": effect.service, "result": "failed", "dropped": True}
+                    self.post(ev.UnitStopped(at=self.at, **dropped))
                 case fx.KillUnit():
-                    error = refused["error"]
-                    self.post(ev.UnitKilled(at=self.at, effect=effect.id, service=effect.service, error=error))
+                    self.post(ev.UnitKilled(at=self.at, effect=effect.id, service=effect.service, dropped=True))
                 case _:
                     self._carry_out(effect)
 
@@ -449,7 +449,9 @@ class Machine:
             self.post(done, self.job_lag_s)
             self._refresh(effect.service)
 
-        if refusal := self._refusal(effect.service):
+        if not self.connected:
+            ended("lost")
+        elif refusal := self._refusal(effect.service):
             ended("failed", refusal)
         else:
             self.selected[effect.service] = effect.devices
@@ -466,7 +468,9 @@ class Machine:
             self._refresh(effect.service)
             self.touch()
 
-        if refusal := self._refusal(effect.service):
+        if not self.connected:
+            ended("lost")
+        elif refusal := self._refusal(effect.service):
             ended("failed", refusal)
         else:
             self.manager.stop(effect.service, ended)

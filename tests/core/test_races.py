@@ -212,6 +212,95 @@ def test_a_repair_that_has_to_wait_is_no_failure(trouble):
     assert m.running() == {"a"}
 
 
+# -- the manager out of reach ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment_s", [0.0, 0.5, 1.0, 1.5])
+def test_a_command_that_finds_no_manager_is_no_refusal(moment_s):
+    """The commands are given before the news that the manager is gone."""
+    m = machine(big("a", 1), big("b", 2), one=("a",), two=("b",))
+    m.behaviours["a"] = Behaviour(term_s=1.0)
+    m.do("switch", "one")
+    switch = m.ask("switch", "two")
+    m.run(moment_s)
+    m.connected = False
+    m.run(0.5)
+    m.disconnect()
+    m.run(5.0)
+    m.connect()
+    m.run(60.0)
+    assert (m.operation(switch).state, m.running(), m.problems()) == (State.SUCCEEDED, {"b"}, set())
+    assert m.engine.state.track("b").failures == 0
+
+
+def test_a_switch_that_no_manager_carries_on_says_so():
+    m = machine(big("a", 1), big("b", 2), one=("a",), two=("b",))
+    m.behaviours["a"] = Behaviour(term_s=1.0)
+    m.do("switch", "one")
+    switch = m.ask("switch", "two")
+    m.run(0.5)
+    m.disconnect()
+    m.run(600.0)
+    assert m.operation(switch).failure.reason.code == "units_unreachable"
+
+
+# -- a state file that cannot be written ----------------------------------------------------------------------
+
+
+def test_a_switch_whose_state_cannot_be_saved_waits_and_goes_on():
+    m = machine(big("a", 1), big("b", 2), big("c", 3), one=("a",), two=("b",))
+    m.behaviours["a"] = Behaviour(term_s=1.0)
+    m.do("switch", "one")
+    switch = m.ask("switch", "two")
+    m.run(0.5)
+    m.save_fails = True
+    m.run(20.0)
+    assert (m.running(), m.operation(switch).state) == (set(), State.RUNNING)
+    assert m.problems() == {"state_unwritable"}
+    m.save_fails = False
+    m.run(30.0)
+    assert (m.running(), m.operation(switch).state, m.problems()) == ({"b"}, State.SUCCEEDED, set())
+    assert m.engine.state.track("b").failures == 0
+
+
+def test_a_stop_whose_state_cannot_be_saved_is_no_refusal():
+    m = machine(service("a"), service("b", depends_on=("a",)), one=("b",))
+    m.behaviours["b"] = Behaviour(term_s=1.0)
+    m.do("switch", "one")
+    switch = m.ask("switch", "blank")
+    m.run(0.5)
+    m.save_fails = True
+    m.run(20.0)
+    assert m.running() == {"a"}
+    m.save_fails = False
+    m.run(30.0)
+    assert (m.running(), m.operation(switch).state, m.problems()) == (set(), State.SUCCEEDED, set())
+
+
+def test_a_switch_that_cannot_be_saved_at_all_touches_nothing():
+    m = machine(big("a", 1), big("b", 2), one=("a",), two=("b",))
+    m.do("switch", "one")
+    m.save_fails = True
+    op = m.do("switch", "two")
+    assert (op.state, op.failure.reason.code) == (State.ROLLED_BACK, "state_unwritable")
+    assert (m.running(), m.problems()) == ({"a"}, {"state_unwritable"})
+    m.save_fails = False
+    m.run(10.0)
+    assert (m.running(), m.problems(), m.standing()) == ({"a"}, set(), "converged")
+
+
+def test_a_switch_that_cannot_go_on_for_lack_of_a_state_file_says_so():
+    m = machine(big("a", 1), big("b", 2), one=("a",), two=("b",))
+    m.behaviours["a"] = Behaviour(term_s=1.0)
+    m.do("switch", "one")
+    switch = m.ask("switch", "two")
+    m.run(0.5)
+    m.save_fails = True
+    m.run(600.0)
+    op = m.operation(switch)
+    assert (op.state, op.failure.reason.code) == (State.FAILED, "state_unwritable")
+
+
 def test_a_pause_after_a_release_is_no_failure_of_a_repair():
     m = machine(big("a", 1), one=("a",), policy=Policy(quiesce_s=120.0))
     m.do("switch", "one")
