@@ -39,6 +39,11 @@ test: $(STAMP) ## run the tests; what this machine lacks is skipped with a reaso
 test-real: $(STAMP) ## run the tests; what this machine lacks is a failure
 	@GPUMOD_REQUIRE_REAL=1 $(BIN)/pytest $(ARGS)
 
+.PHONY: soak
+soak: $(STAMP) ## kill, cut off and fill up a real daemon for long; ROUNDS=100, SEED=… repeats a run, ARGS="-k bus" picks
+	@GPUMOD_REQUIRE_REAL=1 GPUMODD_SOAK_ROUNDS=$(or $(ROUNDS),100) GPUMODD_SOAK_SEED=$(SEED) \
+	    $(BIN)/pytest tests/soak --timeout 3600 $(ARGS)
+
 .PHONY: check
 check: $(STAMP) ## lint, format, types, import contracts, architecture
 	@$(BIN)/ruff check .

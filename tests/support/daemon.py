@@ -70,6 +70,7 @@ class Daemon:
         self.policy: dict[str, Any] = {"ram_reserve_mib": 64}
         self.settings: dict[str, Any] = {}
         self.process: subprocess.Popen[Any] | None = None
+        self.program = [python, "-m", "gpumodd", "run"]
         self.extra_env: dict[str, str] = {}
         root.mkdir(parents=True, exist_ok=True)
         self.table.create(Device(GPU, 0, TOTAL_MIB, name="Stub GPU"))
@@ -146,7 +147,7 @@ class Daemon:
             {"devices": devices, "units": {"backend": backend}, "policy": self.policy} | self.settings,
         )
         with self.log_path.open("ab") as log:
-            self.process = self.popen([self.python, "-m", "gpumodd", "run"], stdout=log, stderr=log)
+            self.process = self.popen(self.program, stdout=log, stderr=log)
         if wait:
             try:
                 until(self._answers, within=20, why="the daemon answers")

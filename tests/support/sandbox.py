@@ -36,10 +36,10 @@ VENDOR_NAMES = (  # what a manager needs to start, stop and end; no user's socke
     *("app.slice", "session.slice", "background.slice", "systemd-exit.service"),
 )
 OWN_UNITS = {
-    # The manager finds a restarted bus again only if it started that bus itself.
-    "dbus.socket": "[Unit]\nDescription=Message bus socket\n[Socket]\nListenStream=%t/bus\n",
+    # The manager finds a restarted bus again only if it started that bus itself. Tests end it as often as they like.
+    "dbus.socket": "[Unit]\nDescription=Message bus socket\n[Socket]\nListenStream=%t/bus\nTriggerLimitIntervalSec=0\n",
     "dbus.service": (
-        "[Unit]\nDescription=Message bus\nRequires=dbus.socket\n"
+        "[Unit]\nDescription=Message bus\nRequires=dbus.socket\nStartLimitIntervalSec=0\n"
         "[Service]\nType=notify\nNotifyAccess=main\nSlice=session.slice\n"
         "ExecStart=/usr/bin/dbus-daemon --session --address=systemd: --nofork --nopidfile"
         " --systemd-activation --syslog-only\n"
@@ -139,6 +139,11 @@ class Sandbox:
         drop = ["setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups"] if self.uid else []
         namespace = f"--mount=/proc/{self._holder.pid}/ns/mnt"
         return [str(word) for word in ("nsenter", namespace, "sh", "-c", enter, cwd, *drop, *argv)]
+
+    def seen(self, path: str | Path) -> Path:
+        """From outside, the file that this path names inside."""
+        assert self._holder is not None
+        return Path(f"/proc/{self._holder.pid}/root{path}")
 
     def popen(
         self, argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None, cwd: Path = REPOSITORY, **kw: Any
