@@ -8,6 +8,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -42,6 +43,16 @@ def chance(name: str) -> random.Random:
     """A source of chance that the seed printed at the start repeats."""
     print(f"{name}: GPUMODD_SOAK_SEED={SEED}")
     return random.Random(f"{SEED} {name}")
+
+
+def quiet_ports() -> Iterator[int]:
+    """Ports that nobody listens on and that no outgoing connection takes by chance while a service is down."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in random.SystemRandom().sample(range(lowest // 2, lowest), 200):
+        with socket.socket() as probe:
+            taken = probe.connect_ex(("127.0.0.1", port)) == 0
+        if not taken:
+            yield port
 
 
 class Witness:
@@ -88,9 +99,11 @@ class Stage:
         self.modes: dict[str, set[str]] = {"blank": set()}
         self.asked: list[str] = []  # operations that the daemon said yes to
         self.witness: Witness | None = None
+        self.ports = quiet_ports()
 
     def service(self, id: str, vram_mib: int, *server: str, **keys: Any) -> None:
-        self.daemon.service(id, vram_mib, *server, **{"stop_timeout_s": 5} | keys)
+        keys = {"stop_timeout_s": 5, "port": next(self.ports)} | keys
+        self.daemon.service(id, vram_mib, *server, **keys)
 
     def mode(self, id: str, *services: str) -> None:
         self.daemon.mode(id, *services)

@@ -3,7 +3,6 @@
 import pytest
 
 from tests.soak.stage import PATIENCE_S, Stage, chance, pause, rounds
-from tests.support.daemon import until
 
 pytestmark = pytest.mark.real
 
@@ -86,4 +85,3 @@ def test_at_moments_of_chance(stage: Stage):
             stage.kill()
             print(f"killed {delay_s:.3f} s into operation {id}, {mode} to {target}")
             mode = recover(stage, mode, target, id)
-            until(lambda: not stage.daemon.status()["operation"])

@@ -113,19 +113,18 @@ def mend(stage: Stage) -> None:
     stage.daemon.table.set_faults()
 
 
-@pytest.mark.parametrize("fault", [lose_device, library_error, library_hangs])
-def test_the_driver_gives_way_while_idle_and_in_the_middle_of_a_switch(stage: Stage, fault):
+def test_the_driver_gives_way_while_idle_and_in_the_middle_of_a_switch(stage: Stage):
     with stage.running():
         reach(stage, "a")
         stage.account("a")
-        fault(stage)
-        until(lambda: problems(stage) & {"device_lost", "devices_unreadable"}, why="it is told")
-        mend(stage)
-        until(lambda: not problems(stage), why="it is over")
-        seen = stage.account("a")
-        assert seen["runs"] == [], "nothing was restarted for that"
         mode = "a"
-        for _ in range(rounds(1, 10)):
+        for fault in (lose_device, library_error, library_hangs) * rounds(1, 5):
+            print(f"{fault.__name__} at {mode}")
+            fault(stage)
+            until(lambda: problems(stage) & {"device_lost", "devices_unreadable"}, why="it is told")
+            mend(stage)
+            until(lambda: not problems(stage), why="it is over")
+            assert stage.account(mode)["runs"] == [], "nothing was restarted for that"
             target = "b" if mode == "a" else "a"
             id = stage.switch(target)
             assert id is not None
