@@ -222,6 +222,7 @@ class _Shell:
             _keep(tasks, "health", self._health.run)
             _keep(tasks, "reading ahead", self._reader.run)
             _keep(tasks, "problems", self._teller.run)
+            _keep(tasks, "configuration", self._configuration.watch)
             server = Server(handlers(self._daemon()), identity=self._identity())
             await tasks.start(server.serve, listener)
             if notifier.watchdog_s is not None:

@@ -4,10 +4,12 @@ Owns which configuration the daemon works with. A configuration with errors is n
 stays, and the errors say where they are.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import anyio
 import anyio.to_thread
 import msgspec
 import structlog
@@ -15,6 +17,7 @@ import structlog
 from gpumodd.config import modes as mode_files
 from gpumodd.config.errors import ConfigProblem
 from gpumodd.config.load import Loaded, load
+from gpumodd.config.stamp import stamp
 from gpumodd.core import events as ev
 from gpumodd.core import world
 from gpumodd.core.specs import Catalog
@@ -27,6 +30,11 @@ from gpumodd.wire import methods as m
 from gpumodd.wire import types as t
 from gpumodd.wire.errors import RpcError
 
+LOOK_S = 0.5  # between looks at the directory
+QUIET_S = 0.2  # without a change before it is read
+AGAIN_S = 10.0  # after units could not be written
+TOLD = 20  # mistakes that a status shows
+
 log = structlog.get_logger("gpumodd.configuration")
 
 
@@ -36,6 +44,9 @@ class Configuration:
     def __init__(self, directory: Path, loaded: Loaded) -> None:
         self._directory = directory
         self._loaded = loaded
+        self._stamp = loaded.stamp  # of the files as they were last read
+        self._reloading = anyio.Lock()
+        self._reloaded = anyio.Event()
         self.definitions = definitions_of(loaded)
         self._loop: Loop
         self._units: Units
@@ -65,10 +76,17 @@ class Configuration:
     async def reload(self, restart_changed: bool) -> t.Reload:
         """Take over what is on disk; with errors everything stays as it was. Raises RpcError when units cannot be
         written: what they run is then not changed either."""
+        async with self._reloading:
+            return await self._reload(restart_changed)
+
+    async def _reload(self, restart_changed: bool) -> t.Reload:
         loaded = await anyio.to_thread.run_sync(load, self._directory)
         before = self.definitions.catalog
         if loaded.errors:
-            log.warning("reload_refused", errors=len(loaded.errors))
+            self._stamp = loaded.stamp
+            log.warning("reload_refused", errors=len(loaded.errors), first=loaded.errors[0].text())
+            errors = tuple(problem.text() for problem in loaded.errors[:TOLD])
+            await self._loop.handled(ev.CatalogRejected(at=self._loop.now(), errors=errors))
             unchanged = sorted({*before.services, *before.modes})
             return t.Reload(unchanged=unchanged, errors=[_problem(p) for p in loaded.errors])
         before_that, self._loaded = self._loaded, loaded
@@ -77,7 +95,9 @@ class Configuration:
         except PortError as error:
             self._loaded = before_that
             raise RpcError("failed", error.message, hint=error.hint, details={"code": error.code}) from None
+        self._stamp = loaded.stamp
         self.definitions = definitions_of(loaded)
+        self._reloaded.set()
         await self._loop.handled(ev.CatalogLoaded(at=self._loop.now(), catalog=loaded.catalog))
         result = _difference(before, loaded.catalog)
         log.info("reloaded", added=len(result.added), changed=len(result.changed), removed=len(result.removed))
@@ -86,6 +106,32 @@ class Configuration:
             result.restarted = await self._restart(result.stale)
         self._bus.publish(self._loop.now(), "config", msgspec.to_builtins(result))
         return result
+
+    async def watch(self) -> None:
+        """Take over what changes on disk, as long as the configuration in force wants that; until cancelled."""
+        while True:
+            with anyio.move_on_after(LOOK_S if self._loaded.settings.config.watch else None):
+                await self._reloaded.wait()  # it may say otherwise now
+            self._reloaded = anyio.Event()
+            if self._loaded.settings.config.watch:
+                await self._follow_disk()
+
+    async def _follow_disk(self) -> None:
+        seen = await anyio.to_thread.run_sync(stamp, self._directory)
+        if seen == self._stamp:
+            return
+        # Somebody is writing: wait until nothing has changed for a moment. A file that is half there all the same
+        # is a mistake like any other, and gone when the other half comes.
+        while True:
+            await anyio.sleep(QUIET_S)
+            before, seen = seen, await anyio.to_thread.run_sync(stamp, self._directory)
+            if seen == before:
+                break
+        try:
+            await self.reload(False)
+        except RpcError as error:  # the units cannot be written now: they may be when the manager is back
+            log.error("cannot_reload", error=error.message)
+            await anyio.sleep(AGAIN_S)
 
     def _stale(self) -> list[str]:
         """What runs with an old definition, of this reload or of one before."""
@@ -139,6 +185,8 @@ class Configuration:
         except RpcError:
             if undo is not None:
                 await anyio.to_thread.run_sync(undo)
+                with contextlib.suppress(RpcError):  # what was wrong is gone again
+                    await self.reload(False)
             raise
 
 

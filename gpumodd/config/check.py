@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from gpumodd.config.errors import one_line
-from gpumodd.config.load import MAIN, Loaded
+from gpumodd.config.load import Loaded
+from gpumodd.config.stamp import MAIN
 
 
 def report(loaded: Loaded, *, verbose: bool = False) -> str:

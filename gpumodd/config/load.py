@@ -20,6 +20,7 @@ from gpumodd.config.model_files import Unusable
 from gpumodd.config.render import DEFAULT, FOLDER, Renderer, resolve
 from gpumodd.config.sandbox import BUILT_IN, TemplateProblem
 from gpumodd.config.settings import Setting, SettingsRead
+from gpumodd.config.stamp import MAIN, Stamp, stamp
 from gpumodd.config.translate import Runnable
 from gpumodd.config.validate import problem_at
 from gpumodd.core.specs import BLANK, Catalog, VramSource
@@ -27,7 +28,6 @@ from gpumodd.drivers import registry as driver_registry
 from gpumodd.drivers.api import Driver, ProbeSpec, UnitFile
 from gpumodd.drivers.registry import NOT_BUILT, Registry
 
-MAIN = "gpumodd.yaml"
 MAX_FILES = 1000  # in one folder
 
 M = TypeVar("M", bound=schema.Section)
@@ -52,6 +52,7 @@ class Loaded:
     renderer: Renderer = field(default_factory=Renderer)
     problems: tuple[ConfigProblem, ...] = ()
     by_key: Mapping[str, Setting] = field(default_factory=dict)  # every key of gpumodd.yaml, and who set it
+    stamp: Stamp = frozenset()  # of the files, from before they were read: what changed since shows
 
     @property
     def errors(self) -> tuple[ConfigProblem, ...]:
@@ -75,10 +76,11 @@ class Loaded:
 
 def load(directory: Path, *, environ: Mapping[str, str] | None = None, registry: Registry | None = None) -> Loaded:
     """The configuration in this directory, under this environment (the process's own by default)."""
+    seen = stamp(directory)
     if (missing := _no_directory(directory)) is not None:
-        return Loaded(directory=directory, problems=(missing,))
+        return Loaded(directory=directory, problems=(missing,), stamp=seen)
     loading = _Loading(directory, registry or driver_registry.load())
-    return loading.load(os.environ if environ is None else environ)
+    return replace(loading.load(os.environ if environ is None else environ), stamp=seen)
 
 
 @dataclass(slots=True)

@@ -219,6 +219,14 @@ class PolicySection(Section):
     )
 
 
+class ConfigSection(Section):
+    """How the daemon treats this directory."""
+
+    watch: bool = Field(
+        default=False, description="take changes over as they are saved; else `gpumodctl reload` or SIGHUP does it"
+    )
+
+
 class Settings(Section):
     """The daemon's own settings; every key is optional."""
 
@@ -226,6 +234,7 @@ class Settings(Section):
     units: UnitsSection = UnitsSection()
     drivers: DriversSection = DriversSection()
     policy: PolicySection = PolicySection()
+    config: ConfigSection = ConfigSection()
 
 
 # ---- services/*.yaml

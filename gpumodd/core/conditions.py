@@ -112,6 +112,17 @@ def _of_machine(state: State) -> list[Problem]:
                 since=since,
             )
         )
+    if state.rejected:
+        more = f" (and {len(state.rejected) - 1} more)" if len(state.rejected) > 1 else ""
+        found.append(
+            Problem(
+                code="invalid_config",
+                message=f"the last good configuration stays in force: {state.rejected[0]}{more}",
+                hint="`gpumodctl check` lists every mistake; once they are mended, `gpumodctl reload` takes it over",
+                since=since,
+                details={"errors": list(state.rejected)},
+            )
+        )
     fact = state.devices
     if fact is not None and fact.error:
         silent = fact.backend == "none"

@@ -72,6 +72,8 @@ class Engine:
             case ev.CatalogLoaded():
                 fold.catalog(state, event.catalog)
                 state.costs = {s: known for s, known in state.costs.items() if s in event.catalog.services}
+            case ev.CatalogRejected():
+                state.rejected = event.errors
             case ev.UnitStarted():
                 self._start_ended(event)
             case ev.UnitStopped():

@@ -60,6 +60,13 @@ class CatalogLoaded(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CatalogRejected(Event):
+    """The configuration on disk cannot be used; the last good one stays in force. Each error says where it is."""
+
+    errors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ticked(Event):
     """Time passed; a deadline may have."""
 

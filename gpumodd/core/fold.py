@@ -171,7 +171,7 @@ def catalog(state: State, new: Catalog) -> None:
     for service, track in state.tracks.items():
         if not track.gone and not track.fingerprint and service in state.catalog.services:
             track.fingerprint = state.catalog.services[service].fingerprint
-    state.catalog = new
+    state.catalog, state.rejected = new, ()
 
 
 # -- jobs -----------------------------------------------------------------------------------------------------

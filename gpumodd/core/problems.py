@@ -250,8 +250,11 @@ CONFIGURATION = Section(
     codes={
         "invalid_config": Code(
             meaning="Something in the file is wrong; the message says what.",
-            follows="The file's last good state stays in force.",
-            fix="Correct the line it names and run `gpumodctl reload`.",
+            follows=(
+                "The last good configuration stays in force as a whole. After a reload, or with `config.watch`, the"
+                " status says so until the mistake is mended."
+            ),
+            fix="Correct the line it names and run `gpumodctl reload`, which `config.watch` does by itself.",
         ),
         "no_configuration": Code(
             meaning="There is no configuration.",

@@ -102,6 +102,7 @@ class State:
     started_at: float = 0.0
     observing: bool = True  # until units and devices have been seen in full once
     catalog: Catalog = field(default_factory=Catalog)
+    rejected: tuple[str, ...] = ()  # why the configuration on disk is not the one in force
     desired: Desired = field(default_factory=Desired)
     reached_mode: str | None = "blank"
     tracks: dict[str, Track] = field(default_factory=dict)

@@ -34,7 +34,9 @@ def test_without_a_file(tree):
 def test_every_key_has_a_variable(tree, key):
     before = tree.load().by_key[key]
     null = "/a/table" if key == "devices.table" else "80%"
-    value = {str: before.value, int: "7", float: "7.5", bool: "false", type(None): null}[type(before.value)]
+    value = {str: before.value, int: "7", float: "7.5", bool: str(not before.value).lower(), type(None): null}[
+        type(before.value)
+    ]
     loaded = tree.load(**{variable(key): str(value)})
     assert loaded.errors == ()
     assert loaded.by_key[key].source == f"environment {variable(key)}"
