@@ -73,14 +73,22 @@ class Client:
         """The result of a query, as received; raises Refused or Unreachable."""
         return self.wait(self.send(method, params), within_s=self.timeout_s)
 
+    def introduce(self) -> None:
+        """Say who asks for what follows; that wants no answer."""
+        params = {"client": "gpumodctl", "actor": f"gpumodctl (pid {os.getpid()})"}
+        self._say(self._session.notification("daemon.hello", params))
+
     def send(self, method: str, params: Any = None) -> int:
         """Send a request; its id."""
         id, line = self._session.request(method, params)
+        self._say(line)
+        return id
+
+    def _say(self, line: bytes) -> None:
         self._socket.settimeout(self.timeout_s)
         # When the daemon has hung up, what it said before is still to be read.
         with contextlib.suppress(OSError):
             self._socket.sendall(line)
-        return id
 
     def wait(
         self,

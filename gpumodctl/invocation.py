@@ -91,6 +91,12 @@ class Invocation:
         with self.connect() as client:
             return client.call(method, params)
 
+    def order(self, method: str, params: Any = None) -> Raw:
+        """One request that changes something, on a connection of its own, under this program's name."""
+        with self.connect() as client:
+            client.introduce()
+            return client.call(method, params)
+
     def ask_for(self, type: type[T], method: str, params: Any = None) -> T:
         """The same, decoded."""
         return decode(self.ask(method, params), type)
@@ -146,6 +152,18 @@ def seconds_of(at: str | None) -> float | None:
         return datetime.fromisoformat(at).timestamp() if at else None
     except (ValueError, OverflowError, OSError):
         return None
+
+
+def clock(at: str | None) -> str:
+    """An RFC 3339 time on this machine's clock, to the tenth of a second; with its date when that is not today."""
+    from datetime import datetime
+
+    then = seconds_of(at)
+    if then is None:
+        return text.clean(at or "-")
+    moment = datetime.fromtimestamp(then)
+    date = "" if moment.date() == datetime.now().date() else f"{moment:%Y-%m-%d} "
+    return f"{date}{moment:%H:%M:%S}.{moment.microsecond // 100000}"
 
 
 def duration(seconds: float) -> str:

@@ -28,6 +28,7 @@ class Detached(KeyboardInterrupt):
 def run_operation(invocation: Invocation, method: str, params: dict[str, Any]) -> Raw:
     """Call a method that begins an operation and wait for its end; its result, or Refused."""
     with invocation.connect() as client:
+        client.introduce()
         view = _View(invocation)
         if invocation.json:
             return _waited(view, client, client.send(method, params | {"wait": True}))

@@ -58,7 +58,7 @@ def wait(invocation: Invocation, id: str) -> int:
 @click.argument("id", shell_complete=completion.operations)
 @click.pass_obj
 def cancel(invocation: Invocation, id: str) -> None:
-    raw = invocation.ask("operation.cancel", {"id": id})
+    raw = invocation.order("operation.cancel", {"id": id})
     if invocation.json:
         invocation.document(raw)
     else:

@@ -7,7 +7,7 @@ import click
 from gpumodctl import completion, text
 from gpumodctl.client import decode
 from gpumodctl.commands.switch import begin
-from gpumodctl.invocation import Invocation, ago
+from gpumodctl.invocation import Invocation, ago, clock
 from gpumodctl.options import Command, group
 from gpumodd.wire.types import Explanation, Logs, Service
 
@@ -108,7 +108,9 @@ def explain(invocation: Invocation, id: str) -> None:
         return
     told = decode(raw, Explanation)
     columns = invocation.out.columns
-    invocation.say(text.clean(f"{told.id} is {told.phase}."), *text.wrap(told.why, columns))
+    invocation.say(*text.wrap(f"{told.id} is {told.phase}: {told.why}.", columns))
+    for fact in told.because:
+        invocation.say(*text.wrap(f"- {fact}", columns, "  "))
     if told.would_change:
         invocation.say("", "What would change it:")
         for way in told.would_change:
@@ -117,7 +119,7 @@ def explain(invocation: Invocation, id: str) -> None:
         invocation.say("", "What happened:")
         for entry in told.story:
             cause = f" ({entry.cause})" if entry.cause else ""
-            invocation.say(*text.wrap(f"{entry.at} {entry.text}{cause}", columns, "  "))
+            invocation.say(*text.wrap(f"{clock(entry.at)}  {entry.text}{cause}", columns, "  "))
 
 
 def _action(verb: str, done: str, help: str) -> Command:

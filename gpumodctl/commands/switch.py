@@ -37,7 +37,7 @@ def switch(
 
 def begin(invocation: Invocation, method: str, params: dict[str, object], *, no_wait: bool, headline: str) -> int:
     """Call a method that begins an operation, wait for it unless told otherwise, show what it did."""
-    raw = invocation.ask(method, params | {"wait": False}) if no_wait else run_operation(invocation, method, params)
+    raw = invocation.order(method, params | {"wait": False}) if no_wait else run_operation(invocation, method, params)
     if invocation.json:
         invocation.document(raw)
         return exits.OK

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 
-from gpumodd.core.operations import Kind, Operation, Verb
+from gpumodd.core import story
+from gpumodd.core.operations import Operation, Verb
 from gpumodd.core.operations import Step as CoreStep
 from gpumodd.core.problems import Reason
 from gpumodd.core.timeline import Timing, timeline
 from gpumodd.wire import types as t
-
-_OWN_ACCORD = {Kind.HEAL: "it was wanted and did not run", Kind.RESTORE: "it was wanted when gpumodd started"}
 
 
 class OperationViews:
@@ -41,7 +40,7 @@ class OperationViews:
             seconds=_rounded(max(0.0, end - op.created_at)),
             forced=op.force,
             passed=[reason(r) for r in op.passed],
-            why=asked(op),
+            why=story.asked(op),
             back=self._way_back(op),
         )
 
@@ -108,15 +107,10 @@ def reason(why: Reason) -> t.Reason:
     )
 
 
-def asked(op: Operation) -> str:
-    """Who asked for it, or what it is for."""
-    return f"asked by {op.actor}" if op.actor else _OWN_ACCORD.get(op.kind, "")
-
-
 def _cause(step: CoreStep, op: Operation) -> str:
     if step.back and op.failure is not None:
         return f"the way back: {op.failure.reason.message}"
-    why = asked(op)
+    why = story.asked(op)
     return f"{op.kind} {op.target}" + (f", {why}" if why else "")
 
 

@@ -11,6 +11,7 @@ from gpumodd.core import effects as fx
 from gpumodd.core.alternatives import Alternative
 from gpumodd.core.changes import Kind
 from gpumodd.core.engine import Engine
+from gpumodd.core.explain import explain
 from gpumodd.core.facts import DeviceFact
 from gpumodd.core.ledger import Budget
 from gpumodd.core.operations import Operation, PlannedStep, StepState
@@ -193,14 +194,14 @@ class Views:
 
     def explanation(self, service: str) -> t.Explanation:
         """Why a service is as it is, with its recent story, oldest first."""
-        why, changes = conditions.explain(self.state, service)
-        track = self.state.tracks.get(service) or Track()
+        told = explain(self.state, service, self._clock.boottime())
         return t.Explanation(
             id=service,
             phase=world.phase_of(self.state, service).value,
-            why=why,
-            would_change=changes,
-            story=[t.StoryEntry(at=self.time(moment.at), text=moment.text) for moment in track.story],
+            why=told.why,
+            because=list(told.because),
+            would_change=list(told.would_change),
+            story=[t.StoryEntry(at=self.time(m.at), text=m.text, cause=m.cause) for m in told.story],
         )
 
     # -- modes ------------------------------------------------------------------------------------------------

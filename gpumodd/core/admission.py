@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from gpumodd.core import effects as fx
 from gpumodd.core import events as ev
-from gpumodd.core import fold, outcomes, releases, requests, simulation, world
+from gpumodd.core import fold, outcomes, releases, requests, setbacks, simulation, story, world
 from gpumodd.core.course import Course
 from gpumodd.core.desired import Desired, closure, undone
 from gpumodd.core.facts import InspectFact
@@ -104,10 +104,11 @@ class Admission:
         if intent.requests:
             refusal = requests.refusal(reasons, what, simulation.would_fit(self._state, intent))
             self._outbox.emit(*(fx.Reply(request=request, refusal=refusal) for request in intent.requests))
+            story.refused(self._state, requests.starts_of(intent, proposed), reasons, what, intent.actor)
         else:  # nobody asked: the engine's own repair waits and plans again
             named = {reason.service: reason for reason in reversed(reasons)}
             for service in requests.starts_of(intent, proposed):
-                fold.put_off(self._state, self._state.track(service), named.get(service, reasons[0]))
+                setbacks.put_off(self._state, self._state.track(service), named.get(service, reasons[0]))
 
     def _begin(self, intent: Intent, wish: Desired, proposed: Plan) -> Operation:
         """Put a wish in force: what contradicts it ends, and its operation starts."""
@@ -118,7 +119,7 @@ class Admission:
         if intent.requests:  # somebody asks anew: a switch clears the slate, a service request its own services'
             for service in sorted(state.tracks if intent.kind is Kind.SWITCH else goals):
                 track = state.track(service)
-                fold.forgive(track)
+                setbacks.forgive(track)
                 if track.stopped_outside:  # to undo this is to leave it stopped
                     track.stopped_outside = False
                     before = replace(before, stopped=tuple(sorted({*before.stopped, service})))
@@ -179,7 +180,9 @@ class Admission:
         elif not op.state.open:
             refusal = fx.Refusal(code="conflict", message=f"cannot cancel operation {op.id}: it has already {op.state}")
         else:
-            reason = Reason(code="conflict", message=f"{op.kind} {op.target} was cancelled by a client")
+            reason = Reason(
+                code="conflict", message=f"{op.kind} {op.target} was cancelled by {event.actor or 'a client'}"
+            )
             self._course.turn_back(op, State.CANCELLED, reason)
             self._outbox.emit(fx.Reply(request=event.request, operation=op.id))
             return

@@ -1,18 +1,16 @@
-"""Conditions: how things stand as a whole, what is wrong and since when, and why a service is as it is."""
+"""Conditions: how things stand as a whole, what is wrong and since when."""
 
 from dataclasses import replace
 
-from gpumodd.core import outcomes, world
+from gpumodd.core import world
 from gpumodd.core.desired import dependents
 from gpumodd.core.facts import Answer, DeviceFact
 from gpumodd.core.health import ailments
 from gpumodd.core.ledger import Budget
-from gpumodd.core.phase import Phase
+from gpumodd.core.phase import AT_REST, Phase
 from gpumodd.core.planner import plan
 from gpumodd.core.problems import Problem, Reason, survivor
 from gpumodd.core.state import State, Track
-
-AT_REST = frozenset({Phase.STOPPED, Phase.FAILED, Phase.BACKOFF})
 
 
 def standing(state: State) -> str:
@@ -32,11 +30,11 @@ def standing(state: State) -> str:
 
 
 def _only_outside_helps(state: State, lacking: set[str]) -> bool:
-    stuck = _obstacles(state).keys() | {s for s in lacking if s in state.tracks and state.tracks[s].quarantined}
+    stuck = obstacles(state).keys() | {s for s in lacking if s in state.tracks and state.tracks[s].quarantined}
     return lacking <= {*stuck, *dependents(stuck, state.catalog.services)}
 
 
-def _obstacles(state: State) -> dict[str, Reason]:
+def obstacles(state: State) -> dict[str, Reason]:
     """What stands in the way of desired services, by service. Figures that are merely old do not: they are renewed."""
     blocked = plan(world.plan_input(state, state.desired)).blocked
     return {r.service: r for r in reversed(blocked) if r.service is not None and r.code != "telemetry_stale"}
@@ -60,12 +58,12 @@ def _of_missing(state: State, desired: frozenset[str], explained: set[str | None
     if not down or state.active_operations():
         return []
     found: list[Problem] = []
-    obstacles = _obstacles(state)
+    in_the_way = obstacles(state)
     for service in down:
-        if service in explained and service not in obstacles:
+        if service in explained and service not in in_the_way:
             continue
         since = state.tracks[service].since if service in state.tracks else state.started_at
-        reason = obstacles.get(service) or Reason(
+        reason = in_the_way.get(service) or Reason(
             code="not_running",
             message=f"{service} is wanted and does not run",
             hint=f"`gpumodctl service start {service}` or a switch to the same mode starts it",
@@ -225,7 +223,7 @@ def _problem(reason: Reason, *, since: float, service: str) -> Problem:
     )
 
 
-def _what_went_wrong(service: str, track: Track) -> Reason | None:
+def what_went_wrong(service: str, track: Track) -> Reason | None:
     """With its newest run; what has survived its end is wrong until it is gone, whoever has taken note."""
     return track.failure or (survivor(service) if track.quarantined else None)
 
@@ -233,7 +231,7 @@ def _what_went_wrong(service: str, track: Track) -> Reason | None:
 def _of_run(state: State, service: str, track: Track, *, desired: bool) -> list[Reason]:
     phase = world.phase_of(state, service)
     spec, probe = state.catalog.services.get(service), track.probe
-    found: list[Reason] = [wrong] if (wrong := _what_went_wrong(service, track)) is not None else []
+    found: list[Reason] = [wrong] if (wrong := what_went_wrong(service, track)) is not None else []
     if track.gave_up:
         found.append(
             Reason(
@@ -265,7 +263,7 @@ def _of_run(state: State, service: str, track: Track, *, desired: bool) -> list[
         found.append(
             Reason(
                 code="unhealthy",
-                message=f"{service} answers its health probe badly: {outcomes.answered(probe)}",
+                message=f"{service} answers its health probe badly: {probe.told}",
                 hint=f"see `gpumodctl service logs {service}`; a switch to the same mode restarts it",
             )
         )
@@ -310,66 +308,3 @@ def _leaving(state: State, service: str) -> bool:
     if world.phase_of(state, service) in (Phase.STOPPING, Phase.RELEASING):
         return True
     return any(op.covers(service) for op in state.active_operations())
-
-
-# -- explain --------------------------------------------------------------------------------------------------
-
-_WHY: dict[Phase, str] = {
-    Phase.STOPPED: "no process of it runs",
-    Phase.STARTING: "its unit is on the way up",
-    Phase.LOADING: "its process runs, its health does not answer yet",
-    Phase.READY: "it runs and answers",
-    Phase.DEGRADED: "it runs, but its health answers badly",
-    Phase.SLEEPING: "it runs and has given its memory back",
-    Phase.WAKING: "it is taking its memory again",
-    Phase.STOPPING: "it was asked to end and has not yet",
-    Phase.RELEASING: "its process is gone, its memory is not back yet",
-    Phase.BACKOFF: "it ended by itself and will be started again",
-    Phase.FAILED: "it went wrong and is left alone",
-    Phase.UNKNOWN: "the service manager cannot say",
-}
-
-
-def explain(state: State, service: str) -> tuple[str, list[str]]:
-    """Why a service is in its phase, and what would change that."""
-    track = state.tracks.get(service) or Track()
-    phase = world.phase_of(state, service)
-    desired = service in state.desired.services(state.catalog.services)
-    why = _WHY[phase]
-    if phase is Phase.READY and state.catalog.services.get(service) is not None and track.probe is None:
-        why = "its unit is active, and it has no port that could be asked"
-    if phase is Phase.LOADING and track.probe is not None:
-        why += f"; last answer: {track.probe.answer}" + (f" {track.probe.status}" if track.probe.status else "")
-    if phase is Phase.BACKOFF and track.backoff_until is not None:
-        why += f" in {max(0.0, track.backoff_until - state.at):.1f} s"
-    if (wrong := _what_went_wrong(service, track)) is not None:
-        why += f"; {wrong.message}"
-    return f"{why}; {_wish(state, service, desired=desired)}", _changes(state, service, phase, desired=desired)
-
-
-def _wish(state: State, service: str, *, desired: bool) -> str:
-    if service in state.desired.stopped:
-        return "a person stopped it"
-    if not desired:
-        return "nothing asks for it"
-    owners = [f"{c.kind} {c.owner}" for c in state.desired.claims if service in c.services]
-    return "it is wanted by " + (", ".join(owners) if owners else "what depends on it")
-
-
-def _changes(state: State, service: str, phase: Phase, *, desired: bool) -> list[str]:
-    modes = [m.id for m in state.catalog.modes.values() if service in m.services]
-    if phase in (Phase.STOPPED, Phase.FAILED, Phase.BACKOFF):
-        found = [f"`gpumodctl service start {service}` starts it"]
-        return found + [f"`gpumodctl switch {mode}` starts it with its mode" for mode in sorted(modes)]
-    found = [f"`gpumodctl service stop {service}` ends it"]
-    if phase in (Phase.LOADING, Phase.STARTING):
-        spec = state.catalog.services.get(service)
-        track = state.tracks.get(service)
-        if spec is not None and track is not None and track.started_at is not None:
-            left = track.started_at + spec.startup_timeout_s - state.at
-            found.append(f"its health answering makes it ready; in {max(0.0, left):.0f} s it counts as failed")
-    if phase is Phase.DEGRADED:
-        found.append(f"`gpumodctl service restart {service}` starts it anew")
-    if desired:
-        found.append("a switch to a mode without it ends it")
-    return found

@@ -7,7 +7,7 @@ Owns how operations advance and how they end. It gives commands only for steps t
 from dataclasses import replace
 
 from gpumodd.core import effects as fx
-from gpumodd.core import fold, operations, ops, outcomes, releases, world
+from gpumodd.core import operations, ops, outcomes, releases, setbacks, story, world
 from gpumodd.core.desired import dependents
 from gpumodd.core.operations import Kind, Operation, PlannedStep, State, StepKey, StepState, Verb
 from gpumodd.core.outbox import Outbox
@@ -104,6 +104,7 @@ class Course:
             track.stop_asked_at, track.killed_at = state.at, None
             track.stop_effect = self._outbox.number()
             releases.open_releases(state, step.service)
+            story.stop_asked(state, step.service, owners)
             self._outbox.emit(fx.StopUnit(id=track.stop_effect, service=step.service))
             return True
         if track.command is not ops.Command.IDLE or track.unseen_since is not None:
@@ -117,6 +118,7 @@ class Course:
         track.run_expected, track.judged = True, False
         track.failure = track.failed_at = track.backoff_until = None
         track.start_effect = self._outbox.number()
+        story.start_asked(state, step.service, owners)
         self._outbox.emit(fx.StartUnit(id=track.start_effect, service=step.service, devices=track.devices))
         passed = [r for r in proposed.passed if r.service == step.service]
         for op in owners:
@@ -192,7 +194,7 @@ class Course:
         wanted = state.desired.services(specs)
         goals = {s for s in wanted if op.covers(s)}
         for service in sorted(goals):
-            fold.forgive(state.track(service))
+            setbacks.forgive(state.track(service))
         goals = {s for s in goals if world.left_alone(state, s) is None}
         if op.kind in (Kind.HEAL, Kind.RESTORE):  # nothing was asked for, so what it was to bring back is left alone
             for service in sorted(s for s in goals if not self._over((Verb.WAIT_READY, s))):

@@ -1,7 +1,7 @@
 """Deadlines: every wait has an end. When they are due, and what becomes of those that have passed."""
 
 from gpumodd.core import effects as fx
-from gpumodd.core import fold, outcomes, releases, world
+from gpumodd.core import outcomes, releases, setbacks, world
 from gpumodd.core.outbox import Outbox
 from gpumodd.core.phase import Phase
 from gpumodd.core.problems import survivor
@@ -82,7 +82,7 @@ def expire(state: State, outbox: Outbox) -> None:
         if _past(state, unseen_deadline(state, track)):
             track.unseen_since = None
         if _past(state, startup_deadline(state, service, track)):
-            fold.failed(state, service, outcomes.not_ready(state, service, track))
+            setbacks.failed(state, service, outcomes.not_ready(state, service, track))
         if _past(state, survivor_deadline(track)):
             track.quarantined = True
             track.failure = survivor(service)

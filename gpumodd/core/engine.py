@@ -6,7 +6,7 @@ may begin and is not in flight is dispatched (`core.course`). Time is `event.at`
 
 from dataclasses import replace
 
-from gpumodd.core import conditions, deadlines, drift, fold, ops, outcomes, releases, suspend
+from gpumodd.core import conditions, deadlines, drift, fold, ops, outcomes, releases, setbacks, suspend
 from gpumodd.core import effects as fx
 from gpumodd.core import events as ev
 from gpumodd.core.admission import Admission
@@ -117,7 +117,7 @@ class Engine:
             track.unseen_since, track.run_expected = None, False
         failed = event.result not in ("done", "lost") and not event.dropped
         if failed and not unwanted and not track.judged:
-            fold.failed(self.state, event.service, outcomes.start_failed(event))
+            setbacks.failed(self.state, event.service, outcomes.start_failed(event))
 
     def _stop_ended(self, event: ev.UnitStopped) -> None:
         track = self.state.track(event.service)

@@ -73,6 +73,11 @@ class ProbeFact:
     good: int = 0  # consecutive healthy answers
     bad: int = 0  # consecutive others
 
+    @property
+    def told(self) -> str:
+        """What it met, in words."""
+        return str(self.answer) + (f" ({self.status})" if self.status is not None else "")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessFact:

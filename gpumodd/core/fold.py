@@ -4,19 +4,11 @@ Owns the reading of facts: a run began, a run ended (by a job, by itself), healt
 It decides nothing; the engine plans on what stands here afterwards.
 """
 
-from gpumodd.core import ops, releases
+from gpumodd.core import ops, releases, setbacks, story
 from gpumodd.core.facts import Active, Answer, Ended, HostFact, ProbeFact, UnitFact
 from gpumodd.core.phase import Health
-from gpumodd.core.problems import Reason
 from gpumodd.core.specs import Catalog
 from gpumodd.core.state import State, Track
-
-BACKOFF_BASE_S = 1.0
-BACKOFF_CAP_S = 120.0
-GIVE_UP_AFTER = 6  # failures in a row
-LOOK_AGAIN_S = 10.0  # after a repair that something stood in the way of
-STEADY_S = 60.0  # a run that was ready this long wipes the slate
-
 
 # -- units ----------------------------------------------------------------------------------------------------
 
@@ -93,74 +85,15 @@ def _run_ended(state: State, service: str, track: Track, fact: UnitFact | None) 
     releases.mark_ended(state, service, at)
     if track.stop_asked_at is not None:
         state.measured(service, state.costs_of(service).stopped(at - track.stop_asked_at))
-        track.tell(at, "ended as asked")
+        story.ended(track, at)
     elif fact is not None and fact.ended is Ended.JOB:
         if service in state.desired.services(state.catalog.services):
             track.stopped_outside = True
-        track.tell(at, "stopped outside gpumodd")
+        track.tell(
+            at, "stopped outside gpumodd", cause="a stop job that is not gpumodd's: systemctl, or another program"
+        )
     elif not track.judged:
-        failed(state, service, crash_reason(service, fact))
-
-
-def crash_reason(service: str, fact: UnitFact | None) -> Reason:
-    """In words and numbers, how a run ended by itself."""
-    if fact is None:
-        how = "its unit disappeared"
-    elif fact.result == "signal":
-        how = f"killed by signal {fact.exit_code}"
-    elif fact.result in ("", "success"):
-        how = "exited with status 0 although nobody asked it to"
-    elif fact.exit_code is not None:
-        how = f"{fact.result}, exit status {fact.exit_code}"
-    else:
-        how = fact.result
-    return Reason(
-        code="unit_failed",
-        message=f"{service} ended by itself: {how}",
-        hint=f"`gpumodctl service logs {service}` shows its last words",
-        service=service,
-        details={"result": fact.result if fact else "", "exit_code": fact.exit_code if fact else None},
-    )
-
-
-def failed(state: State, service: str, reason: Reason) -> None:
-    """A run or a start went wrong: remember it and put off the next attempt, longer each time."""
-    track = state.track(service)
-    track.judged = True
-    if track.ready_at is not None and state.at - track.ready_at >= STEADY_S:
-        track.failures = 0
-    track.failures += 1
-    track.failure = reason
-    track.failed_at = state.at
-    track.ready_at = None
-    track.tell(state.at, reason.message)
-    if track.failures >= GIVE_UP_AFTER:
-        track.gave_up = True
-        track.backoff_until = None
-        return
-    delay = min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2 ** (track.failures - 1))
-    track.backoff_until = state.at + delay * _jitter(service, track.failures)
-
-
-def _jitter(service: str, attempt: int) -> float:
-    """Between 0.8 and 1.2, the same for the same service and attempt: replays must not differ."""
-    seed = sum(ord(c) * (i + 7) for i, c in enumerate(service)) * 31 + attempt * 17
-    return 0.8 + 0.4 * (seed % 101) / 100
-
-
-def forgive(track: Track) -> None:
-    """Somebody asks anew: earlier failures no longer hold it back."""
-    track.failures = 0
-    track.failure = None
-    track.failed_at = None
-    track.backoff_until = None
-    track.gave_up = False
-
-
-def put_off(state: State, track: Track, reason: Reason) -> None:
-    """A repair has to wait for something else: say what for, and look again later. This is no failure of its own."""
-    track.failure, track.failed_at = reason, state.at
-    track.backoff_until = state.at + LOOK_AGAIN_S
+        setbacks.failed(state, service, setbacks.crash_reason(service, fact))
 
 
 # -- definitions ----------------------------------------------------------------------------------------------
@@ -171,6 +104,9 @@ def catalog(state: State, new: Catalog) -> None:
     for service, track in state.tracks.items():
         if not track.gone and not track.fingerprint and service in state.catalog.services:
             track.fingerprint = state.catalog.services[service].fingerprint
+        was, now = state.catalog.services.get(service), new.services.get(service)
+        if not track.gone and was is not None and (now is None or now.fingerprint != was.fingerprint):
+            track.tell(state.at, "its definition changed" if now is not None else "its definition is gone")
     state.catalog, state.rejected = new, ()
 
 
@@ -213,6 +149,7 @@ def probe(state: State, fact: ProbeFact) -> bool:
             became_ready(state, fact.service, track)
         case Health.READY if track.probe.bad >= spec.health.failures:
             track.health = Health.DEGRADED
+            track.tell(state.at, f"{track.probe.bad} bad answers in a row, the last: {track.probe.told}")
         case Health.DEGRADED if track.probe.good >= spec.health.recoveries:
             track.health = Health.READY
     return track.health is not before

@@ -8,7 +8,7 @@ from dataclasses import replace
 from gpumodd.core import effects as fx
 from gpumodd.core import fold, outcomes, world
 from gpumodd.core.outbox import Outbox
-from gpumodd.core.phase import Phase
+from gpumodd.core.phase import AT_REST, Phase
 from gpumodd.core.state import State
 
 KEEP_OPERATIONS = 100  # ended ones kept in memory; the state file has more
@@ -65,8 +65,9 @@ class Journal:
             if phase is track.phase:
                 continue
             before, track.phase = track.phase, phase
+            lasted = "" if before in AT_REST else f" after {self._state.at - track.since:.1f} s"
             track.since = self._state.at
-            track.tell(self._state.at, f"{before} → {phase}")
+            track.tell(self._state.at, f"{before} → {phase}{lasted}")
             if phase is Phase.READY and track.ready_at is None:
                 fold.became_ready(self._state, service, track)
             change = fx.PhaseChanged(service=service, before=before.value, now=phase.value)

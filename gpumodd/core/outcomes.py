@@ -7,7 +7,7 @@ from gpumodd.core import world
 from gpumodd.core.desired import Claim, Desired, undone
 from gpumodd.core.effects import Announce, Effect, OperationChanged, StepChanged
 from gpumodd.core.events import UnitStarted, UnitStopped
-from gpumodd.core.facts import Answer, ProbeFact
+from gpumodd.core.facts import Answer
 from gpumodd.core.operations import Kind, Operation, PlannedStep, State, Step, StepState, Verb
 from gpumodd.core.ops import Command
 from gpumodd.core.plans import Plan
@@ -44,7 +44,7 @@ def not_ready(state: EngineState, service: str, track: Track) -> Reason:
     """The startup timeout passed; the last answer of the probe says how far it got."""
     spec = state.catalog.services[service]
     probe = track.probe
-    seen = "its health was never asked" if probe is None else f"last answer: {answered(probe)}"
+    seen = "its health was never asked" if probe is None else f"last answer: {probe.told}"
     if probe is not None and probe.answer is Answer.STRANGER:
         return Reason(
             code="port_conflict",
@@ -64,11 +64,6 @@ def not_ready(state: EngineState, service: str, track: Track) -> Reason:
             "status": probe.status if probe is not None else None,
         },
     )
-
-
-def answered(probe: ProbeFact) -> str:
-    """What a probe met, in words."""
-    return str(probe.answer) + (f" ({probe.status})" if probe.status is not None else "")
 
 
 def unsaved(why: str) -> Reason:

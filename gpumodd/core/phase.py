@@ -23,6 +23,9 @@ class Phase(StrEnum):
     UNKNOWN = "unknown"
 
 
+AT_REST = frozenset({Phase.STOPPED, Phase.FAILED, Phase.BACKOFF})  # nothing of it runs, nothing holds memory
+
+
 class Health(StrEnum):
     """What the probes of this run have shown so far."""
 

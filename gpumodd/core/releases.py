@@ -76,7 +76,7 @@ def _device(state: State, device: DeviceFact) -> bool:
     for service in released:
         state.quiesce_from = state.at
         if service in state.tracks:
-            _memory_back(state, service, None if device.lost else ends[service])
+            _memory_back(state, service, device, None if device.lost else ends[service])
     for service in late:
         _not_released(state, service, device)
     if not window.leaving:
@@ -84,9 +84,10 @@ def _device(state: State, device: DeviceFact) -> bool:
     return bool(released or late)
 
 
-def _memory_back(state: State, service: str, ended_at: float | None) -> None:
+def _memory_back(state: State, service: str, device: DeviceFact, ended_at: float | None) -> None:
     """A device has its memory back, verified if it is known when its last process ended."""
-    state.track(service).tell(state.at, "its memory is back")
+    took = f", {state.at - ended_at:.1f} s after its end" if ended_at is not None else ""
+    state.track(service).tell(state.at, f"its memory on device {device.index} is back{took}")
     if ended_at is not None and not releasing(state, service):  # on several devices the last one counts
         state.measured(service, state.costs_of(service).released(state.at - ended_at))
 

@@ -45,6 +45,7 @@ class Moment:
 
     at: float
     text: str
+    cause: str = ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -88,9 +89,14 @@ class Track:
         """No process of its unit is left, as far as is known."""
         return self.unit is None or self.unit.gone
 
-    def tell(self, at: float, text: str) -> None:
+    def tell(self, at: float, text: str, cause: str = "") -> None:
         """Add a line to its story."""
-        self.story = (*self.story, Moment(at=at, text=text))[-STORY:]
+        self.story = (*self.story, Moment(at=at, text=text, cause=cause))[-STORY:]
+
+    def tell_once(self, at: float, text: str) -> None:
+        """The same for what is found again and again: not if it was told last."""
+        if not self.story or self.story[-1].text != text:
+            self.tell(at, text)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from gpumodd.wire.codec import Lines, Oversized, encode_request
+from gpumodd.wire.codec import Lines, Oversized, encode_notification, encode_request
 from gpumodd.wire.errors import ErrorObject
 
 
@@ -65,6 +65,10 @@ class ClientSession:
         """A fresh id and the line to send."""
         self._next += 1
         return self._next, encode_request(self._next, method, {} if params is None else params)
+
+    def notification(self, method: str, params: Any) -> bytes:
+        """The line to send of what wants no answer."""
+        return encode_notification(method, params)
 
     def feed(self, data: bytes) -> Iterator[Reply | Notification]:
         """What these bytes complete; raises ProtocolFault when they are no JSON-RPC."""

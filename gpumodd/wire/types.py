@@ -5,33 +5,28 @@ Owns results and notifications; parameters are beside their methods in `methods`
 Units: `_mib` is MiB as the driver reports it, `_s` seconds, `_at` and `since` RFC 3339 in UTC.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 from msgspec import Struct, field
 
-Phase = Literal[
-    "stopped",
-    "starting",
-    "loading",
-    "ready",
-    "degraded",
-    "sleeping",
-    "waking",
-    "stopping",
-    "releasing",
-    "backoff",
-    "failed",
-    "unknown",
-]
-DaemonState = Literal["switching", "converged", "blocked", "degraded"]
-OperationKind = Literal["switch", "start", "stop", "restart", "sleep", "wake", "heal", "restore"]
-OperationState = Literal["pending", "running", "succeeded", "failed", "rolled_back", "cancelled"]
-StepVerb = Literal["inspect", "drain", "stop", "sleep", "wait_release", "start", "wake", "wait_ready"]
-StepState = Literal["pending", "running", "done", "failed", "skipped", "cancelled"]
-VramSource = Literal["declared", "estimated", "learned"]
-Topic = Literal["daemon", "config", "mode", "operation", "service", "device", "problem"]
+from gpumodd.wire import administration, operations, words
 
-ENDED: frozenset[str] = frozenset({"succeeded", "failed", "rolled_back", "cancelled"})
+ConfigCheck = administration.ConfigCheck
+ConfigProblem = administration.ConfigProblem
+Hello = administration.Hello
+Reload = administration.Reload
+Shutdown = administration.Shutdown
+Reason = operations.Reason
+OperationError = operations.OperationError
+Step = operations.Step
+WayBack = operations.WayBack
+Operation = operations.Operation
+Phase = words.Phase
+DaemonState = words.DaemonState
+OperationState = words.OperationState
+VramSource = words.VramSource
+Topic = words.Topic
+ENDED = words.ENDED
 
 
 class Problem(Struct, kw_only=True):
@@ -138,96 +133,6 @@ class Mode(Struct, kw_only=True):
     active: bool
 
 
-class OperationError(Struct, kw_only=True):
-    """Why an operation or a step ended badly; `log` holds the service's last lines."""
-
-    code: str
-    message: str
-    hint: str = ""
-    details: dict[str, Any] = field(default_factory=dict)
-    log: list[str] = field(default_factory=list)
-
-
-class Step(Struct, kw_only=True):
-    """One command or one wait of a plan; `after` names the steps that must be done before.
-
-    `gate` is the one of them that ended last, which decided when this one could begin. `critical` steps are the chain
-    that the operation's length is made of. `back` marks a step of the way back, `cause` what the step is there for.
-    """
-
-    id: str
-    verb: StepVerb
-    service: str | None = None
-    device: str | None = None
-    after: list[str] = field(default_factory=list)
-    state: StepState = "pending"
-    why: str = ""
-    started_at: str | None = None
-    finished_at: str | None = None
-    error: OperationError | None = None
-    seconds: float | None = None
-    gate: str | None = None
-    critical: bool = False
-    back: bool = False
-    cause: str = ""
-
-
-class WayBack(Struct, kw_only=True):
-    """What an operation did after it had failed or was cancelled, to undo what it was asked for: service ids, sorted.
-
-    `unrestored` are services that ran before and could not be brought back.
-    """
-
-    began_at: str
-    started: list[str] = field(default_factory=list)
-    woken: list[str] = field(default_factory=list)
-    stopped: list[str] = field(default_factory=list)
-    slept: list[str] = field(default_factory=list)
-    unrestored: list[str] = field(default_factory=list)
-
-
-class Operation(Struct, kw_only=True):
-    """A journalled run of a plan.
-
-    `started` … `kept` are service ids, sorted: what was done towards the target. What was done on the way back, after
-    a failure or a cancellation, is apart, in `back`. `steps` stand in an order in which they may run. `why` says who
-    asked, or what for. An operation that was open when the daemon crashed goes on under its own id.
-    `left` are services that would not end and were left as they are. `passed` is what spoke against it and was let
-    through, by force or by `overcommit: warn`.
-    """
-
-    id: str
-    kind: OperationKind
-    target: str
-    state: OperationState
-    started: list[str] = field(default_factory=list)
-    woken: list[str] = field(default_factory=list)
-    stopped: list[str] = field(default_factory=list)
-    slept: list[str] = field(default_factory=list)
-    kept: list[str] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)
-    error: OperationError | None = None
-    created_at: str = ""
-    finished_at: str | None = None
-    seconds: float | None = None
-    forced: bool = False
-    passed: list["Reason"] = field(default_factory=list)
-    why: str = ""
-    back: WayBack | None = None
-
-
-class Reason(Struct, kw_only=True):
-    """One thing that stands in the way of a plan, with its numbers in `details`."""
-
-    code: str
-    message: str
-    hint: str = ""
-    service: str | None = None
-    device: str | None = None
-    details: dict[str, Any] = field(default_factory=dict)
-
-
 class SimulationDevice(Struct, kw_only=True):
     """The forecast for one device.
 
@@ -316,56 +221,6 @@ class Status(Struct, kw_only=True):
     host: Host | None = None
 
 
-class Hello(Struct, kw_only=True):
-    """Who answers, and what it can do: `capabilities` are the names of the methods it serves."""
-
-    protocol: int
-    version: str
-    pid: int
-    started_at: str
-    capabilities: list[str]
-    role: str = "admin"
-
-
-class ConfigProblem(Struct, kw_only=True):
-    """One mistake in the configuration and where it stands; `path` is the key inside the file."""
-
-    message: str
-    code: str = "invalid_config"
-    file: str = ""
-    line: int = 0
-    column: int = 0
-    path: str = ""
-    hint: str = ""
-
-
-class Reload(Struct, kw_only=True):
-    """What a reload changed, by service and mode id. A file with an error keeps its last good state.
-
-    `stale` are the running services that still run an older definition: a switch, or `restart_changed`, restarts them.
-    """
-
-    added: list[str] = field(default_factory=list)
-    changed: list[str] = field(default_factory=list)
-    removed: list[str] = field(default_factory=list)
-    unchanged: list[str] = field(default_factory=list)
-    errors: list[ConfigProblem] = field(default_factory=list)
-    restarted: list[str] = field(default_factory=list)
-    stale: list[str] = field(default_factory=list)
-
-
-class ConfigCheck(Struct, kw_only=True):
-    """Every mistake in the configuration on disk; empty when there is none."""
-
-    problems: list[ConfigProblem] = field(default_factory=list)
-
-
-class Shutdown(Struct, kw_only=True):
-    """The daemon is about to end; `services_end` tells whether its services end with it."""
-
-    services_end: bool
-
-
 class Logs(Struct, kw_only=True):
     """The last lines a service wrote, oldest first."""
 
@@ -381,11 +236,16 @@ class StoryEntry(Struct, kw_only=True):
 
 
 class Explanation(Struct, kw_only=True):
-    """Why a service is as it is."""
+    """Why a service is as it is.
+
+    `why` says what the phase means here, with its numbers, and `because` what it rests on: what went wrong, who wants
+    it, what is under way, what it needs and holds. `story` has what happened, oldest first, each with its cause.
+    """
 
     id: str
     phase: Phase
     why: str
+    because: list[str] = field(default_factory=list)
     would_change: list[str] = field(default_factory=list)
     story: list[StoryEntry] = field(default_factory=list)
 

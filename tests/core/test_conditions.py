@@ -7,8 +7,8 @@ import pytest
 from gpumodd.core import conditions
 from gpumodd.core import events as ev
 from gpumodd.core.facts import DevicesFact, Ended
-from gpumodd.core.fold import GIVE_UP_AFTER
 from gpumodd.core.problems import CODES
+from gpumodd.core.setbacks import GIVE_UP_AFTER
 from gpumodd.core.specs import HealthSpec, Policy
 from tests.core.machine import Behaviour, Machine, catalog, service
 
@@ -195,13 +195,3 @@ def test_a_desired_service_that_nothing_starts_is_named():
     m.touch()
     m.run(5.0)
     assert (str(op.state), m.standing(), m.problems()) == ("failed", "degraded", {"not_running"})
-
-
-def test_a_service_explains_itself():
-    m = machine()
-    why, changes = conditions.explain(m.engine.state, "a")
-    assert why == "it runs and answers; it is wanted by mode one"
-    assert "a switch to a mode without it ends it" in changes
-    why, changes = conditions.explain(m.engine.state, "b")
-    assert why == "no process of it runs; nothing asks for it"
-    assert "`gpumodctl switch two` starts it with its mode" in changes

@@ -2,7 +2,8 @@
 
 import pytest
 
-from gpumodd.core import conditions, world
+from gpumodd.core import world
+from gpumodd.core.explain import explain
 from gpumodd.core.facts import Active, Ended
 from gpumodd.core.operations import State
 from tests.core.machine import Behaviour, Machine, catalog, service
@@ -108,5 +109,5 @@ def test_a_restarted_daemon_finds_it_and_comes_to_the_same_end():
 
 def test_it_can_be_explained():
     m = trapped()
-    why, _ = conditions.explain(m.engine.state, "a")
-    assert "survive SIGKILL" in why
+    told = explain(m.engine.state, "a", m.at)
+    assert "survive SIGKILL" in told.because[0]
