@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import idle, reaction, report, rpc, startup, switching
+from benchmarks import idle, planner, reaction, report, rpc, startup, switching
 from benchmarks.figures import Figure
 from benchmarks.stage import Stage
 
 BENCHMARKS: dict[str, Callable[[Stage], Iterator[Figure]]] = {
     "startup": startup.measure,
     "rpc": rpc.measure,
+    "planner": planner.measure,
     "reaction": reaction.measure,
     "switching": switching.measure,
     "idle": idle.measure,
