@@ -226,6 +226,23 @@ async def test_a_shim_that_is_killed_takes_its_service_along(backend: ProcessBac
         assert await units.start("a", {}) is JobResult.DONE
 
 
+async def test_a_fork_server_that_is_killed_takes_nothing_along_and_there_is_a_new_one(backend: ProcessBackend) -> None:
+    async with backend.open(unit("a", *FOREVER), unit("b", *FOREVER)) as units:
+        await units.start("a", {})
+        (pid,) = await units.pids("a")
+        server = shim_of(shim_of(pid))
+        assert server != os.getpid()
+        os.kill(server, signal.SIGKILL)
+        await eventually(lambda: gone([server]), "the fork server has ended")
+        assert await units.start("b", {}) is JobResult.DONE
+        assert await units.pids("a") == (pid,)
+        (other,) = await units.pids("b")
+        again = shim_of(shim_of(other))
+        assert await units.stop("a") is JobResult.DONE
+        assert gone([pid])
+    assert gone([again, other]), "it has ended with the daemon"
+
+
 async def test_signals_meant_for_the_daemons_terminal_do_not_reach_services(backend: ProcessBackend) -> None:
     async with backend.open(unit("a", *FOREVER)) as units:
         await units.start("a", {})

@@ -8,9 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -20,26 +17,31 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
-import gpumodd
 from gpumodd.adapters.process import leftovers
+from gpumodd.adapters.process.forkserver import ForkServer
 from gpumodd.adapters.process.log import MARK, LogFile
 from gpumodd.core.facts import Ended
 from gpumodd.drivers.api import UnitFile
 from gpumodd.ports import JobResult
 
-SHIM = Path(__file__).with_name("shim.py")
-ROOT = Path(gpumodd.__file__).parents[1]
 EXEC_FAILED = 203  # systemd's exit status for a program that cannot be executed
 CLEAN_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE, signal.SIGTERM)
 
 
 class Run:
-    """From the spawn of the shim to the end of the last process. `changed` is called whenever a field has changed."""
+    """From the fork of the shim to the end of the last process. `changed` is called whenever a field has changed."""
 
     def __init__(
-        self, file: UnitFile, env: Mapping[str, str], log: LogFile, record: Path, changed: Callable[[], None]
+        self,
+        forks: ForkServer,
+        file: UnitFile,
+        env: Mapping[str, str],
+        log: LogFile,
+        record: Path,
+        changed: Callable[[], None],
     ) -> None:
         self.invocation = uuid.uuid4().hex
+        self.shim_pid: int | None = None
         self.main_pid: int | None = None
         self.result = "success"
         self.exit_code: int | None = None
@@ -52,34 +54,20 @@ class Run:
         self._changed = changed
         self._writer: asyncio.StreamWriter | None = None
         self._unsent = [encode(make_order(file, env, log, record))]
-        ours, its = socket.socketpair()
-        with its, log.path.open("ab") as output:
+        with log.path.open("ab") as output:
             output.write(MARK + self.invocation.encode() + b"\n")
-            self._shim: subprocess.Popen[bytes] = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(SHIM), str(ROOT)],
-                stdin=its.fileno(),
-                stdout=output,
-                stderr=output,
-                cwd="/",
-                env={},
-                start_new_session=True,  # a Ctrl-C in the daemon's terminal is not meant for its services
-            )
-        self._socket = ours
-
-    @property
-    def shim_pid(self) -> int:
-        return int(self._shim.pid)
+        self._socket = forks.shim()
 
     async def follow(self) -> None:
         """Give the order and listen until nothing of the service is left."""
         reader, writer = await asyncio.open_connection(sock=self._socket)
-        writer.writelines(self._unsent)
-        self._writer = writer
         with suppress(ConnectionError):
             while line := await reader.readline():
                 self._heard(json.loads(line))
+                if self._writer is None:  # whose processes they are must be known before there are any
+                    writer.writelines(self._unsent)
+                    self._writer = writer
         writer.close()
-        await anyio.to_thread.run_sync(self._shim.wait)
         if self._record.exists():  # somebody has killed the shim, and with it the main process
             await anyio.to_thread.run_sync(leftovers.end, self._record)
         if not self.exited:
@@ -105,6 +93,8 @@ class Run:
 
     def _heard(self, what: dict[str, Any]) -> None:
         match what:
+            case {"shim": int(pid)}:
+                self.shim_pid = pid
             case {"started": int(pid)}:
                 self.main_pid = pid
                 self._settle(JobResult.DONE)

@@ -1,13 +1,16 @@
 """One small process per service: the parent of everything the service starts, and its end.
 
-Run as a script, apart from the daemon: standard library only, no threads. The kernel makes it the parent of every
-orphan below it (PR_SET_CHILD_SUBREAPER), so nothing gets away by forking twice or by a session of its own, and
-"no child is left" is exactly "the service is gone". It ends the service when the daemon says so, and likewise when
-the daemon's end of the socket closes, whatever happened to the daemon.
+Run as a script, apart from the daemon: standard library only, no threads. The script itself is a fork server: an
+interpreter takes tens of milliseconds to start, a fork of one that is up takes one. For each socket that it is handed
+over its standard input it forks a shim, and it ends with its standard input.
 
-Socket (standard input), one JSON document per line. In: the order, then "stop" or "kill". Out: {"started": pid} or
-{"failed": errno}, {"exited": [how, number]} for the main process, {"timeout": true} when SIGKILL was needed. The end
-of the stream means that nothing is left and all output is in the log.
+The kernel makes a shim the parent of every orphan below it (PR_SET_CHILD_SUBREAPER), so nothing gets away by forking
+twice or by a session of its own, and "no child is left" is exactly "the service is gone". It ends the service when
+the daemon says so, and likewise when the daemon's end of the socket closes, whatever happened to the daemon.
+
+A shim's socket, one JSON document per line. Out: {"shim": pid}. In: the order, then "stop" or "kill". Out:
+{"started": pid} or {"failed": errno}, {"exited": [how, number]} for the main process, {"timeout": true} when SIGKILL
+was needed. The end of the stream means that nothing is left and all output is in the log.
 """
 
 import contextlib
@@ -22,6 +25,7 @@ import time
 from typing import Any, NoReturn
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+LIBC = ctypes.CDLL(None, use_errno=True)
 AGAIN_S = 0.02  # between two rounds of SIGKILL: a process may fork faster than its family is listed
 
 
@@ -33,6 +37,11 @@ class Log:
         self._half = size // 2
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115, PTH123
         self._written = self._file.tell()
+
+    def take_over(self, *descriptors: int) -> None:
+        """What this process itself has to say goes to the log, too."""
+        for descriptor in descriptors:
+            os.dup2(self._file.fileno(), descriptor)
 
     def write(self, data: bytes) -> None:
         """A full disk loses output; it never holds the service up."""
@@ -59,7 +68,8 @@ class Shim:
         self.killing = False
         self.buffer = rest  # words that came along with the order
 
-    def run(self) -> None:
+    def run(self) -> NoReturn:
+        self.log.take_over(1, 2)
         self.record()
         output, inherited = os.pipe()
         os.set_blocking(output, False)
@@ -219,7 +229,42 @@ def text(wire: str) -> bytes:
 
 
 def prctl(option: int, value: int) -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+    LIBC.prctl(option, value, 0, 0, 0)
+
+
+def serve(requests: socket.socket, procfs: Any) -> None:
+    """Fork a shim for every socket that comes in, until nobody can send one any more."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a shim: its socket tells when it has ended
+    while True:
+        data, descriptors, _, _ = socket.recv_fds(requests, 1, 1)
+        if not data:
+            return
+        os.set_inheritable(descriptors[0], False)  # as received it would be passed on to the service
+        with socket.socket(fileno=descriptors[0]) as control, contextlib.suppress(BlockingIOError):  # no more processes
+            if not os.fork():
+                requests.close()
+                hold(control, procfs)
+
+
+def hold(control: socket.socket, procfs: Any) -> NoReturn:
+    """Be a shim from now on."""
+    try:
+        os.setsid()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+        control.sendall(json.dumps({"shim": os.getpid()}).encode() + b"\n")
+        data = b""
+        while b"\n" not in data:
+            more = control.recv(1 << 20)
+            if not more:
+                os._exit(0)
+            data += more
+        order, _, rest = data.partition(b"\n")
+        Shim(control, json.loads(order), rest, procfs).run()
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(1)
 
 
 def main() -> None:
@@ -228,17 +273,9 @@ def main() -> None:
 
     for number in (signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    prctl(PR_SET_CHILD_SUBREAPER, 1)
-    control = socket.socket(fileno=os.dup(0))
+    requests = socket.socket(fileno=os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    data = b""
-    while b"\n" not in data:
-        more = control.recv(1 << 20)
-        if not more:
-            return
-        data += more
-    order, _, rest = data.partition(b"\n")
-    Shim(control, json.loads(order), rest, procfs).run()
+    serve(requests, procfs)
 
 
 if __name__ == "__main__":

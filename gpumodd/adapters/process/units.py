@@ -19,6 +19,7 @@ from gpumodd.adapters import procfs
 from gpumodd.adapters.feed import Feed
 from gpumodd.adapters.listeners import listening
 from gpumodd.adapters.process import leftovers
+from gpumodd.adapters.process.forkserver import ForkServer
 from gpumodd.adapters.process.log import LogFile
 from gpumodd.adapters.process.run import Run
 from gpumodd.core.facts import Active, UnitFact
@@ -91,6 +92,7 @@ class ProcessUnits:
         self._environ = {name: value for name, value in environ.items() if not name.startswith(NOT_FOR_SERVICES)}
         self._log_size = log_kib * 1024
         self._units: dict[str, Unit] = {}
+        self._forks = ForkServer()
         self._shims: dict[int, str] = {}
         self._feed = Feed(self._snapshot)
         self._ending = False
@@ -104,6 +106,8 @@ class ProcessUnits:
             raise PortError("unit_unwritable", f"cannot make {self._folder}: {error.strerror}") from error
         await anyio.to_thread.run_sync(leftovers.end_all, self._folder)
         async with AsyncExitStack() as stack:
+            stack.callback(self._forks.close)
+            self._forks.start()
             self._tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.push_async_callback(self._end)
             self._stack = stack.pop_all()
@@ -141,6 +145,8 @@ class ProcessUnits:
 
     def _changed(self, unit: Unit) -> None:
         """Report the unit, if its state differs from what was last said."""
+        if unit.run is not None and unit.run.shim_pid is not None and unit.alive:
+            self._shims[unit.run.shim_pid] = unit.service
         now = self._clock.boottime()
         fact = replace(observed(unit), at=now, since=unit.fact.since)
         if fact != replace(unit.fact, at=now):
@@ -202,11 +208,10 @@ class ProcessUnits:
         whole = {**self._environ, **env, **dict(unit.file.env)}
         log, record = self._log(unit.service), self._record(unit.service)
         try:
-            run = Run(unit.file, whole, log, record, lambda: self._changed(unit))
+            run = Run(self._forks, unit.file, whole, log, record, lambda: self._changed(unit))
         except (OSError, ValueError, KeyError) as error:
             return job.end(JobResult.FAILED, PortError("driver_error", f"cannot start {unit.service!r}: {error}"))
         unit.run = run
-        self._shims[run.shim_pid] = unit.service
         self._tasks.start_soon(self._follow, unit, run)
         await run.start_settled.wait()
         return job.end(run.started or JobResult.FAILED)
@@ -216,7 +221,7 @@ class ProcessUnits:
         try:
             await run.follow()
         finally:
-            self._shims.pop(run.shim_pid, None)
+            self._shims.pop(run.shim_pid or 0, None)
         self._forget(unit)
 
     async def stop(self, service: str) -> JobResult:
@@ -265,7 +270,7 @@ class ProcessUnits:
 
     async def pids(self, service: str) -> tuple[int, ...]:
         unit = self._units.get(service)
-        if unit is None or unit.run is None or not unit.alive:
+        if unit is None or unit.run is None or unit.run.shim_pid is None or not unit.alive:
             return ()
         return tuple(sorted(procfs.descendants(unit.run.shim_pid)))
 
@@ -273,8 +278,8 @@ class ProcessUnits:
         me = os.getpid()
         above: int | None = pid
         while above and above not in (1, me):
-            if above in self._shims:
-                return self._shims[above]
+            if (service := self._shims.get(above)) is not None:
+                return service
             above = procfs.parent(above)
         return None
 
