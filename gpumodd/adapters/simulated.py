@@ -32,9 +32,12 @@ class SimulatedDevices:
         except TableError as error:
             return DevicesFact(at=at, backend=self.backend, devices=tuple(self._last.values()), error=str(error))
         by_index = sorted(table.devices.values(), key=lambda d: (d.index, d.uuid))
-        devices = tuple(self._observe(table, device, at) for device in by_index)
+        devices = [self._observe(table, device, at) for device in by_index]
+        vanished = [last for uuid, last in self._last.items() if uuid not in table.devices]
+        devices += [replace(last, lost="the driver does not list it any more") for last in vanished]
         self._last = {d.uuid: d for d in devices}
-        return DevicesFact(at=at, backend=self.backend, devices=devices)
+        in_order = tuple(sorted(devices, key=lambda d: (d.index, d.uuid)))
+        return DevicesFact(at=at, backend=self.backend, devices=in_order)
 
     def _observe(self, table: Table, device: Device, at: float) -> DeviceFact:
         if device.lost and device.uuid in self._last:

@@ -152,7 +152,10 @@ def _candidates(spec: ServiceSpec, budgets: Mapping[str, Budget]) -> tuple[list[
         return (usable if len(usable) >= spec.device_count else sorted(budgets)), []
     found: list[str] = []
     missing: list[str] = []
-    by_index = {str(b.index): u for u, b in budgets.items()}
+    # When a device has fallen off and the others have moved up, its index still means the one that had it: better
+    # nothing is started than on the wrong card.
+    lost_last = sorted(budgets.items(), key=lambda pair: any(a.kind == "lost" for a in pair[1].ailments))
+    by_index = {str(b.index): u for u, b in lost_last}
     for wish in spec.devices:
         uuid = by_index.get(wish, wish)
         if uuid not in found:  # by index and by UUID it is still one device

@@ -20,6 +20,8 @@ def sampled(state: State, fact: DevicesFact) -> bool:
     before, state.devices = state.devices, fact
     changed = before is None or before.error != fact.error or len(before.devices) != len(fact.devices)
     known = {d.uuid: d for d in before.devices} if before is not None else {}
+    if not fact.error:
+        _forget_vanished(state, fact)
     for device in fact.devices:
         old = known.get(device.uuid)
         window = state.windows.get(device.uuid)
@@ -30,10 +32,21 @@ def sampled(state: State, fact: DevicesFact) -> bool:
     return changed
 
 
+def _forget_vanished(state: State, fact: DevicesFact) -> None:
+    """Of a device that is not even listed any more nobody can verify a release; should it return, it is a new one."""
+    for uuid in sorted(state.attribution.keys() - {device.uuid for device in fact.devices}):
+        del state.attribution[uuid]
+        window = state.windows.pop(uuid, None)
+        for service in sorted(window.leaving) if window is not None else ():
+            if service in state.tracks:
+                state.tracks[service].tell(state.at, "the device that held its memory is not there any more")
+
+
 def _same(one: DeviceFact, other: DeviceFact) -> bool:
     """Would a plan make no difference between these samples?"""
-    figures = (one.used_mib, one.processes, one.lost) == (other.used_mib, other.processes, other.lost)
-    return figures and (one.health == other.health or kinds(one) == kinds(other))
+    figures = (one.index, one.used_mib, one.processes, one.lost)
+    same = figures == (other.index, other.used_mib, other.processes, other.lost)
+    return same and (one.health == other.health or kinds(one) == kinds(other))
 
 
 def estimate_on(state: State, service: str, device: DeviceFact) -> int:

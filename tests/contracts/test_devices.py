@@ -177,6 +177,25 @@ async def test_a_lost_device_keeps_its_last_figures_and_comes_back(backend, tabl
             assert len(fact.devices) == 2
 
 
+async def test_a_device_that_vanishes_is_lost_and_may_return_under_another_index(backend, table):
+    async with adapter(backend, table) as devices:
+        with process() as child:
+            table.hold(A, 7000, pid=child.pid)
+            good = await devices.sample()
+            with table.edit() as content:
+                content.holds, kept = [], content.holds
+                content.devices = {B: content.devices[B]._replace(index=0)}  # who is left moves up
+            fact = await until(devices, lambda fact: bool(one(fact).lost))
+            assert fact.error == ""
+            assert (one(fact).used_mib, one(fact).at, one(fact).index) == (7300, one(good).at, 0)
+            assert (one(fact, B).lost, one(fact, B).index) == ("", 0)
+            with table.edit() as content:
+                content.devices[A] = Device(A, 1, 24000, foreign_mib=300)
+                content.holds = kept
+            fact = await until(devices, lambda fact: not one(fact).lost)
+            assert [(d.uuid, d.index, d.used_mib) for d in fact.devices] == [(B, 0, 0), (A, 1, 7300)]
+
+
 async def test_health_is_what_the_driver_says(backend, table):
     said = {"temperature": 61, "slowdown": 90, "shutdown": 98, "throttle": 0x44, "ecc-volatile": 2, "ecc-aggregate": 9}
     table.set_faults(*((A, name, value) for name, value in said.items()))

@@ -57,6 +57,7 @@ class Machine:
     silent: bool = False  # the driver does not say what a process holds
     hung: bool = False  # the driver does not answer: the last sample is all there is
     lost: set[str] = field(default_factory=set)  # devices that cannot be used
+    missing: set[str] = field(default_factory=set)  # devices that the driver does not even list
     health: dict[str, HealthFact] = field(default_factory=dict)
     taken_ports: set[str] = field(default_factory=set)  # services whose port a stranger holds
     answered_by_strangers: set[str] = field(default_factory=set)  # services in whose place another program answers
@@ -294,7 +295,8 @@ class Machine:
         if self.hung and self.sampled is not None:
             fact = replace(self.sampled, at=self.at, error="the driver does not answer")
         else:
-            devices = tuple(self._device(i, uuid) for i, uuid in enumerate(sorted(self.devices)))
+            listed = sorted(self.devices.keys() - self.missing)
+            devices = tuple(self._device(i, uuid) for i, uuid in enumerate(listed))
             fact = DevicesFact(at=self.at, backend="simulated", devices=devices)
             self.sampled = fact
             self.witness.sampled()

@@ -179,6 +179,11 @@ class Chaos(RuleBasedStateMachine):
         (self.m.lost.add if lost else self.m.lost.discard)(self.pick(self.m.devices, n))
         self.m.touch()
 
+    @rule(n=st.integers(0, 1), missing=SELDOM)
+    def a_device_vanishes(self, n, missing):
+        (self.m.missing.add if missing else self.m.missing.discard)(self.pick(self.m.devices, n))
+        self.m.touch()
+
     @rule(n=st.integers(0, 1), health=st.sampled_from([HealthFact(), HealthFact(), HOT, DAMAGED]))
     def a_device_ails(self, n, health):
         self.m.health[self.pick(self.m.devices, n)] = health
@@ -277,6 +282,7 @@ class Chaos(RuleBasedStateMachine):
         if not m.connected:
             m.connect()
         m.lost.clear()
+        m.missing.clear()
         m.health.clear()
         m.foreign.clear()
         m.strangers.clear()

@@ -61,7 +61,12 @@ class Witness:
             total = self.machine.devices[uuid]
             policy = self.machine.engine.state.catalog.policy
             room = total - policy.vram_reserve_mib - self.foreign.get(uuid, 0) - late
-            limit = limit_of(total, policy, uuid, str(sorted(self.machine.devices).index(uuid)))
+            limit = limit_of(
+                total,
+                policy,
+                uuid,
+                str(sorted(self.machine.devices.keys() - self.machine.missing | {uuid}).index(uuid)),
+            )
             room = room if limit is None else min(room, limit)
             if sum(held.values()) > room:
                 self.overcommits.append(f"{uuid}: {held} into {room} MiB at {self.machine.at}, {late} MiB late")
