@@ -14,12 +14,12 @@ from gpumodd.wire.errors import NUMBERS
 _LOG_LINES = 20
 
 
-def tell_refused(invocation: Invocation, refused: Refused) -> int:
+def tell_refused(invocation: Invocation, refused: Refused, *, program: str = "gpumodctl") -> int:
     """Tell an error the daemon answered with; its exit code."""
     error = refused.error
     if invocation.json:
         invocation.document(refused.raw)
-    note(invocation, error.message, error.data.hint)
+    note(invocation, error.message, error.data.hint, program=program)
     for reason in _dicts(error.data.details.get("reasons")):
         _tell_reason(invocation, reason, told=(error.message, error.data.hint))
     _tell_alternatives(invocation, error.data.details.get("alternatives"))
@@ -48,9 +48,9 @@ def tell_usage(invocation: Invocation, error: click.ClickException, words: Itera
     return error.exit_code
 
 
-def note(invocation: Invocation, message: str, hint: str) -> None:
+def note(invocation: Invocation, message: str, hint: str, *, program: str = "gpumodctl") -> None:
     """A message and its hint."""
-    invocation.note(invocation.err.paint(f"gpumodctl: {text.clean(message)}", "red"))
+    invocation.note(invocation.err.paint(f"{program}: {text.clean(message)}", "red"))
     if hint:
         invocation.note(f"hint: {text.clean(hint)}")
 

@@ -64,8 +64,8 @@ def show_simulation(invocation: Invocation, simulation: Simulation) -> None:
             invocation.say(out.paint(text.clean(f"GPU {device.index} {device.name or device.uuid}:"), "bold"))
         _show_fit(invocation, device)
     if not simulation.devices:
-        invocation.say("Fits: no device is involved" if simulation.fits else "Does not fit: there is no device")
-    elif not simulation.fits and all(device.headroom_mib >= 0 for device in simulation.devices):
+        invocation.say("Fits: no device is involved" if simulation.fits else "There is no device.")
+    if not simulation.fits and all(device.headroom_mib >= 0 for device in simulation.devices):
         invocation.say(out.paint("Would be refused for another reason than memory.", "red"))
     invocation.say("")
     invocation.table(

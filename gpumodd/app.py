@@ -4,9 +4,10 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import anyio
@@ -15,7 +16,7 @@ import anyio.to_thread
 import msgspec
 import structlog
 
-from gpumodd import __version__
+from gpumodd import __version__, offline
 from gpumodd.adapters.clock import SystemClock
 from gpumodd.adapters.event_files import EventFiles
 from gpumodd.adapters.host import LinuxHost
@@ -26,7 +27,7 @@ from gpumodd.adapters.notify import SystemdNotifier
 from gpumodd.adapters.nvml import NvmlDevices
 from gpumodd.adapters.nvml import installed as nvml_installed
 from gpumodd.adapters.page_cache import LinuxPageCache
-from gpumodd.adapters.process import ProcessUnits
+from gpumodd.adapters.process import ProcessUnits, SeenProcesses
 from gpumodd.adapters.simulated import SimulatedDevices
 from gpumodd.adapters.sqlite import SqliteStore
 from gpumodd.adapters.systemd import SystemdUnits
@@ -43,6 +44,7 @@ from gpumodd.core.engine import Engine
 from gpumodd.core.problems import Problem
 from gpumodd.core.state import Snapshot
 from gpumodd.demo.table import Device, DeviceTable
+from gpumodd.offline import Eyes
 from gpumodd.ports import Devices, EventLog, PortError, Units
 from gpumodd.runtime.bus import Bus
 from gpumodd.runtime.dispatch import Dispatcher
@@ -56,7 +58,9 @@ from gpumodd.runtime.tell import Teller
 from gpumodd.runtime.watch_devices import DeviceWatcher
 from gpumodd.runtime.watch_health import HealthWatcher
 from gpumodd.runtime.watch_units import watch_units
+from gpumodd.wire import methods as m
 from gpumodd.wire import paths
+from gpumodd.wire import types as t
 from gpumodd.wire.errors import RpcError
 
 log = structlog.get_logger("gpumodd")
@@ -106,7 +110,7 @@ async def run(places: Places) -> None:
         recovered = await memory.recall()
         units = _units(loaded, configuration, places, clock, memory)
         await memory.save(recovered.snapshot or Snapshot(), ())
-        devices = _devices(loaded, places)
+        devices = _devices(loaded, _table(loaded, places))
         stack.callback(devices.close)
         await stack.enter_async_context(units)
         await units.apply(loaded.unit_files)
@@ -114,6 +118,29 @@ async def run(places: Places) -> None:
         shell = _Shell(configuration, clock=clock, memory=memory, units=units, devices=devices, events=events)
         stack.callback(shell.close)
         await shell.run(recovered, listener, notifier)
+
+
+async def simulate(places: Places, params: m.SimulateParams) -> tuple[t.Simulation, list[str]]:
+    """What a daemon would answer to mode.simulate, and remarks on what could not be looked at. Starts, stops and
+    writes nothing, whether a daemon runs or not; raises ConfigurationError and RpcError."""
+    remarks: list[str] = []
+    loaded = await anyio.to_thread.run_sync(load, places.config)
+    if loaded.errors:
+        raise ConfigurationError(loaded)
+    if holder := DaemonLock.holder(places.state / "lock"):
+        remarks.append(f"gpumodd runs ({holder}): `gpumodctl simulate` asks it, and knows more")
+    clock = SystemClock()
+    async with AsyncExitStack() as stack:
+        recovered, remembered = await _recalled(places, clock, remarks)
+        table = _table(loaded, places)
+        if not table.exists():
+            table = Path(stack.enter_context(TemporaryDirectory(prefix="gpumodd-"))) / table.name
+        devices = _devices(loaded, table)
+        stack.callback(devices.close)
+        units = await _units_seen(loaded, places, clock, remembered, stack, remarks)
+        eyes = Eyes(clock=clock, units=units, devices=devices, host=LinuxHost(clock), prober=HttpProber(clock))
+        definitions = Configuration(places.config, loaded).definitions
+        return await offline.simulate(eyes, definitions, recovered, params), remarks
 
 
 # -- choosing adapters ----------------------------------------------------------------------------------------
@@ -137,12 +164,50 @@ def _units(loaded: Loaded, configuration: Configuration, places: Places, clock: 
     return systemd if wanted == "systemd" else ProcessUnits(clock, folder=places.state / "processes")
 
 
-def _devices(loaded: Loaded, places: Places) -> Devices:
+async def _units_seen(
+    loaded: Loaded, places: Places, clock: SystemClock, remembered: str, stack: AsyncExitStack, remarks: list[str]
+) -> Units:
+    """The backend that runs services, entered by somebody who only looks; without it nothing is taken to run."""
+    wanted: str = loaded.settings.units.backend
+    renderer = Configuration(places.config, loaded)
+    systemd = SystemdUnits(renderer, clock, unit_dir=places.units, environment_dir=places.state / "environment")
+    missing = systemd.needs()
+    if wanted == "auto":
+        wanted = remembered or ("process" if missing else "systemd")
+    if wanted == "systemd" and not missing:
+        try:
+            return await stack.enter_async_context(systemd)
+        except PortError as error:
+            missing = error.message
+    if wanted == "systemd":
+        remarks.append(f"no service is taken to run: {missing}")
+    return await stack.enter_async_context(SeenProcesses(clock, folder=places.state / "processes"))
+
+
+async def _recalled(places: Places, clock: SystemClock, remarks: list[str]) -> tuple[ev.Recovered, str]:
+    """What the last daemon left behind and how it ran services. What it had begun is not gone on with."""
+    nothing = ev.Recovered(at=clock.boottime(), snapshot=None)
+    try:
+        async with SqliteStore.copy(places.state / "state.db") as store:
+            if store is None:
+                return nothing, ""
+            memory = Memory(store, clock)
+            return replace(await memory.recall(), operations=()), memory.units_backend
+    except PortError as error:
+        remarks.append(f"nothing is taken to be desired: {error.message}")
+        return nothing, ""
+
+
+def _table(loaded: Loaded, places: Places) -> Path:
+    """Where simulated devices are."""
+    named = loaded.settings.devices.table
+    return Path(named).expanduser() if named else places.state / "devices.table"
+
+
+def _devices(loaded: Loaded, table: Path) -> Devices:
     """What reads device memory."""
-    section = loaded.settings.devices
-    match section.backend:
+    match loaded.settings.devices.backend:
         case "simulated":
-            table = Path(section.table).expanduser() if section.table else places.state / "devices.table"
             if not table.exists():
                 DeviceTable(table).create(Device("GPU-simulated-0", 0, SIMULATED_MIB))
             return SimulatedDevices(table)

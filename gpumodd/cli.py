@@ -1,8 +1,8 @@
-"""The daemon's command line: `gpumodd run | init | check | schema | demo | replay | version`.
+"""The daemon's command line: `gpumodd run | init | check | simulate | schema | demo | replay | version`.
 
 Each command imports what it needs when it runs. Owns the way from an exception to an exit code: what goes wrong is
 one line that says what, and one that says what to do, never a traceback. Exit codes: 0 done, 1 failed, 2 usage,
-130 Ctrl-C.
+4 does not fit, 130 Ctrl-C.
 """
 
 import json
@@ -10,11 +10,14 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gpumodd import __version__
+
+if TYPE_CHECKING:
+    from gpumodd.config.load import Loaded
 
 
 class Failed(Exception):
@@ -42,20 +45,13 @@ def run() -> None:
 
     from gpumodd.app import ConfigurationError, Places
     from gpumodd.app import run as run_daemon
-    from gpumodd.config.check import problems
     from gpumodd.telemetry import log
 
     log.configure()
     try:
         anyio.run(run_daemon, Places.from_environment())
     except ConfigurationError as error:
-        first = error.loaded.errors[0]
-        if first.code == "no_configuration":
-            message = f"cannot start: there is no configuration directory {error.loaded.directory}"
-            raise Failed(message, "`gpumodd init` makes one") from None
-        for line in problems(error.loaded):
-            click.echo(line, err=True)
-        raise Failed("cannot start: the configuration has errors", "`gpumodd check` lists them, too") from None
+        raise _unusable(error.loaded, "start") from None
 
 
 @main.command(short_help="Write an example configuration.")
@@ -117,6 +113,57 @@ def demo(fast: bool) -> int:
     return show(fast=fast)
 
 
+@main.command(short_help="Show whether a mode fits; needs no daemon.")
+@click.argument("mode", required=False)
+@click.option("--services", metavar="A,B,…", help="These services instead of a mode.")
+@click.option("--add", multiple=True, metavar="SERVICE", help="With this service, too.")
+@click.option("--remove", multiple=True, metavar="SERVICE", help="Without this service.")
+@click.option("--context", multiple=True, metavar="SERVICE=N", help="With this context for this service.")
+@click.option("--json", "as_json", is_flag=True, help="Print the simulation, or the error object, as JSON.")
+def simulate(
+    mode: str | None,
+    services: str | None,
+    add: tuple[str, ...],
+    remove: tuple[str, ...],
+    context: tuple[str, ...],
+    as_json: bool,
+) -> int:
+    """Show whether MODE, or a list of services, fits and what a switch to it would do: what `gpumodctl simulate` shows,
+    without a daemon.
+
+    Looks at the configuration, the devices and what runs, as the daemon would; starts, stops and writes nothing. Exit
+    code 0 when it fits, 4 when it does not, 2 for an unknown id, 1 for a broken configuration.
+    """
+    import anyio
+    from msgspec import Raw, json
+
+    from gpumodctl import failures
+    from gpumodctl.client import Refused
+    from gpumodctl.commands.simulate import params, show
+    from gpumodctl.invocation import Invocation
+    from gpumodd import app
+    from gpumodd.telemetry import log
+    from gpumodd.wire.errors import RpcError
+    from gpumodd.wire.methods import METHODS
+
+    log.configure({"GPUMODD_LOG_LEVEL": "error", **os.environ})
+    invocation = Invocation()
+    invocation.json = as_json
+    try:
+        asked = METHODS["mode.simulate"].decode_params(Raw(json.encode(params(mode, services, add, remove, context))))
+        simulation, remarks = anyio.run(app.simulate, app.Places.from_environment(), asked)
+    except app.ConfigurationError as error:
+        failed = _unusable(error.loaded, "simulate")
+        if as_json:
+            invocation.document(RpcError("invalid_config", failed.message, hint=failed.hint).as_object())
+        raise failed from None
+    except RpcError as error:
+        answer = error.as_object()
+        return failures.tell_refused(invocation, Refused(answer, Raw(json.encode(answer))), program="gpumodd")
+    invocation.note(*remarks)
+    return show(invocation, simulation, simulation)
+
+
 @main.command(short_help="Replay a recorded event log, offline.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--until", metavar="N|TIME", help="Stop after this batch, or before what happened after this time.")
@@ -159,6 +206,18 @@ def run_command(args: list[str] | None = None) -> int:
         return 1  # whoever read our output has left
     except OSError as error:
         return _fail(f"cannot go on: {_told(error)}")
+
+
+def _unusable(loaded: "Loaded", what: str) -> Failed:
+    """Why nothing can be done with this configuration; the mistakes are told at once."""
+    from gpumodd.config.check import problems
+
+    if loaded.errors[0].code == "no_configuration":
+        message = f"cannot {what}: there is no configuration directory {loaded.directory}"
+        return Failed(message, "`gpumodd init` makes one")
+    for line in problems(loaded):
+        click.echo(line, err=True)
+    return Failed(f"cannot {what}: the configuration has errors", "`gpumodd check` lists them, too")
 
 
 def _config_dir(directory: Path | None) -> Path:

@@ -32,9 +32,13 @@ def simulate(
     context: tuple[str, ...],
 ) -> int:
     raw = invocation.ask("mode.simulate", params(mode, services, add, remove, context))
-    simulation = decode(raw, Simulation)
+    return show(invocation, decode(raw, Simulation), raw)
+
+
+def show(invocation: Invocation, simulation: Simulation, document: object) -> int:
+    """A simulation in words, or the document that it came as; the exit code says whether it fits."""
     if invocation.json:
-        invocation.document(raw)
+        invocation.document(document)
     else:
         show_simulation(invocation, simulation)
     return exits.OK if simulation.fits else exits.REFUSED

@@ -45,6 +45,14 @@ class DaemonLock:
             raise _unwritable(path, error) from error
         return cls(descriptor)
 
+    @staticmethod
+    def holder(path: Path) -> str:
+        """Who holds the lock ("pid 4711"), or an empty string; asks without taking it, not even for a moment."""
+        try:
+            return _in_kernel_table(path.stat().st_ino)
+        except OSError:
+            return ""
+
     def release(self) -> None:
         """Let the next daemon in; doing it twice is fine."""
         descriptor, self._descriptor = self._descriptor, -1
@@ -62,14 +70,19 @@ class DaemonLock:
 
 def _holder(descriptor: int) -> str:
     """Who holds it: by the kernel's table, which cannot be stale, else by what the holder wrote."""
-    inode = str(os.fstat(descriptor).st_ino)
+    if pid := _in_kernel_table(os.fstat(descriptor).st_ino):
+        return pid
+    written = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+    return f"pid {written}" if written.isdecimal() else "pid unknown"
+
+
+def _in_kernel_table(inode: int) -> str:
     with suppress(OSError):
         for line in Path("/proc/locks").read_text().splitlines():
             words = line.split()  # 1: FLOCK ADVISORY WRITE 4711 fe:00:131 0 EOF
-            if words[1] == "FLOCK" and words[5].rpartition(":")[2] == inode and words[4] != "0":
+            if words[1] == "FLOCK" and words[5].rpartition(":")[2] == str(inode) and words[4] != "0":
                 return f"pid {words[4]}"
-    written = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
-    return f"pid {written}" if written.isdecimal() else "pid unknown"
+    return ""
 
 
 def _unwritable(path: Path, error: OSError) -> PortError:

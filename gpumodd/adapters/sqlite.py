@@ -7,14 +7,18 @@ else's is refused as it is, never written to.
 
 import asyncio
 import os
+import shutil
 import sqlite3
 import stat
-from collections.abc import Callable, Collection
+import tempfile
+from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 import anyio
+import anyio.to_thread
 
 from gpumodd.ports import PortError, StoredOperation
 
@@ -72,6 +76,30 @@ class SqliteStore:
             await store.close()
             raise
         return store
+
+    @classmethod
+    @asynccontextmanager
+    async def copy(cls, path: Path) -> AsyncIterator["SqliteStore | None"]:
+        """A private copy of a state file that another daemon may be writing to; None when there is no such file.
+        Nothing is done to the file itself, nor put beside it."""
+        with tempfile.TemporaryDirectory(prefix="gpumodd-") as folder:
+            copied = Path(folder) / path.name
+            try:
+                await anyio.to_thread.run_sync(_copy, path, copied)
+            except FileNotFoundError:
+                yield None
+                return
+            except OSError as error:
+                reason = os.strerror(error.errno or 0).lower()
+                raise PortError("state_unreadable", f"cannot read {path}: {reason}") from error
+            try:
+                store = await cls.open(copied)
+            except PortError as error:
+                raise PortError(error.code, error.message.replace(str(copied), str(path))) from None
+            try:
+                yield store
+            finally:
+                await store.close()
 
     async def load(self) -> bytes | None:
         return await self._run(self._load)
@@ -176,6 +204,13 @@ class _Transaction:
         finally:
             if self._connection.in_transaction:  # a full disk ends the transaction by itself
                 self._connection.execute("ROLLBACK")
+
+
+def _copy(source: Path, target: Path) -> None:
+    """The file and what is not folded into it yet; the log last, so that it is the newer one."""
+    shutil.copyfile(source, target)
+    with suppress(FileNotFoundError):
+        shutil.copyfile(f"{source}-wal", f"{target}-wal")
 
 
 def _has_content(path: Path) -> bool:

@@ -80,6 +80,12 @@ class HealthWatcher:
                         self._due[service] = self._next_due(self._wanted[service])
                         tasks.start_soon(self._ask, service, self._wanted[service].invocation)
 
+    async def ask_once(self) -> None:
+        """Ask everything that is to be probed one time, and return once all answers are posted."""
+        async with anyio.create_task_group() as tasks:
+            for service, probing in attention.probing(self._loop.engine.state).items():
+                tasks.start_soon(self._ask, service, probing.invocation)
+
     def _next_due(self, probing: Probing) -> float:
         """The next multiple of the interval, so that equal intervals share their ticks."""
         now = self._loop.now()

@@ -131,3 +131,13 @@ def test_what_cannot_be_locked(path, tmp_path):
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     assert refused(fifo).code == "state_unwritable"
+
+
+def test_who_holds_it_is_told_without_taking_it(path):
+    assert DaemonLock.holder(path) == ""
+    assert not path.parent.exists()
+    with holder(path) as (process, _):
+        assert DaemonLock.holder(path) == f"pid {process.pid}"
+        process.stdin.close()
+        process.wait(10)
+    assert DaemonLock.holder(path) == ""

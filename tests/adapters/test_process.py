@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from gpumodd.adapters import procfs
+from gpumodd.adapters.clock import SystemClock
+from gpumodd.adapters.process import SeenProcesses
 from gpumodd.adapters.process.log import MARK, LogFile
 from gpumodd.core.facts import Active, Ended
-from gpumodd.ports import JobResult, PortError
+from gpumodd.ports import JobResult, PortError, UnitsChanged
 from tests.support.sandbox import REPOSITORY
 from tests.support.unit_backends import ProcessBackend, eventually, files, python, sh, unit, watching
 
@@ -399,3 +401,32 @@ def test_a_mark_begins_a_run(tmp_path: Path) -> None:
     assert log.tail(1, this_run=True) == ["\ufffdcut"]
     (tmp_path / "a.log").write_bytes(b"")
     assert log.tail(10, this_run=True) == ["old"]
+
+
+# -- looked at by somebody else -------------------------------------------------------------------------------------
+
+
+async def test_who_only_looks_sees_what_runs_and_can_do_nothing(backend: ProcessBackend) -> None:
+    with daemon(backend.folder, stop_timeout_s=0.3) as (_, pids):
+        records = {path: path.read_bytes() for path in backend.folder.iterdir()}
+        async with SeenProcesses(SystemClock(), folder=backend.folder) as seen, seen.events() as changes:
+            first = await anext(changes)
+            assert isinstance(first, UnitsChanged)
+            assert first.complete
+            assert [(fact.service, fact.active) for fact in first.facts] == [("a", Active.ACTIVE)]
+            assert set(pids) <= set(await seen.pids("a"))
+            assert {seen.owner(pid) for pid in pids} == {"a"}
+            assert seen.owner(os.getpid()) is None
+            for command in (seen.start("a", {}), seen.stop("a"), seen.kill("a"), seen.apply({})):
+                with pytest.raises(PortError, match="can only be looked at"):
+                    await command
+        assert not gone(pids)
+        assert {path: path.read_bytes() for path in backend.folder.iterdir()} == records
+
+
+async def test_without_records_nothing_runs(tmp_path: Path) -> None:
+    async with SeenProcesses(SystemClock(), folder=tmp_path / "none") as seen, seen.events() as changes:
+        first = await anext(changes)
+        assert isinstance(first, UnitsChanged)
+        assert (first.complete, first.facts) == (True, ())
+    assert not (tmp_path / "none").exists()

@@ -430,3 +430,42 @@ async def test_a_kill_at_any_moment_loses_nothing_that_was_saved(path):
             newest = max(int(each.record) for each in await store.operations(99))
         assert number in (reported, reported + 1)  # the last one may have been saved and not yet reported
         assert newest == number  # snapshot and operations are one transaction
+
+
+# --- a copy for who only looks ----------------------------------------------------------------------------------------
+
+
+async def test_a_copy_knows_what_is_not_folded_in_yet_and_touches_nothing(path):
+    async with opened(path) as store:
+        await store.save(b"newest", [operation(1, is_open=True)])
+        assert path.with_name("state.db-wal").stat().st_size, "nothing is left to be folded in"
+        before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in path.parent.iterdir()}
+        async with SqliteStore.copy(path) as copied:
+            assert await copied.load() == b"newest"
+            assert [op.id for op in await copied.operations(10)] == ["op-1"]
+            await copied.save(b"elsewhere", [])
+        assert {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in path.parent.iterdir()} == before
+        assert await store.load() == b"newest"
+
+
+async def test_there_is_no_copy_of_what_is_not_there(path):
+    async with SqliteStore.copy(path) as copied:
+        assert copied is None
+    assert not path.parent.exists()
+
+
+async def test_a_copy_of_what_is_no_state_file_is_refused_by_its_own_name(path):
+    path.parent.mkdir()
+    path.write_bytes(b"something else")
+    with pytest.raises(PortError) as caught:
+        async with SqliteStore.copy(path):
+            pass
+    assert (caught.value.code, str(path) in caught.value.message) == ("state_corrupt", True)
+    assert path.read_bytes() == b"something else"
+
+
+async def test_a_copy_of_a_folder_is_refused(path):
+    path.mkdir(parents=True)
+    with pytest.raises(PortError, match="is a directory"):
+        async with SqliteStore.copy(path):
+            pass

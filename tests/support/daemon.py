@@ -132,7 +132,8 @@ class Daemon:
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("GPUMODD_", "XDG_", "DBUS_"))}
         return subprocess.Popen(list(argv), env=clean | self.env | (env or {}), **kw)
 
-    def start(self, *, wait: bool = True) -> Self:
+    def configure(self) -> None:
+        """Write gpumodd.yaml."""
         devices: dict[str, Any] = (
             {"backend": "nvml"}
             if self.nvml
@@ -146,6 +147,9 @@ class Daemon:
             "gpumodd.yaml",
             {"devices": devices, "units": {"backend": backend}, "policy": self.policy} | self.settings,
         )
+
+    def start(self, *, wait: bool = True) -> Self:
+        self.configure()
         with self.log_path.open("ab") as log:
             self.process = self.popen(self.program, stdout=log, stderr=log)
         if wait:
@@ -248,7 +252,13 @@ class Daemon:
         self, *words: str, check: bool = True, env: Mapping[str, str] | None = None
     ) -> "subprocess.CompletedProcess[str]":
         """Run gpumodctl; with `check`, anything but exit 0 fails."""
-        argv = [self.python, "-m", "gpumodctl", *words]
+        return self.program("gpumodctl", *words, check=check, env=env)
+
+    def program(
+        self, module: str, *words: str, check: bool = True, env: Mapping[str, str] | None = None
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run one of the programs where the daemon lives."""
+        argv = [self.python, "-m", module, *words]
         with self.popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             out, err = process.communicate(timeout=60)
         done = subprocess.CompletedProcess(argv, process.returncode, out, err)
