@@ -252,9 +252,9 @@ class Daemon:
         self, *words: str, check: bool = True, env: Mapping[str, str] | None = None
     ) -> "subprocess.CompletedProcess[str]":
         """Run gpumodctl; with `check`, anything but exit 0 fails."""
-        return self.program("gpumodctl", *words, check=check, env=env)
+        return self.run("gpumodctl", *words, check=check, env=env)
 
-    def program(
+    def run(
         self, module: str, *words: str, check: bool = True, env: Mapping[str, str] | None = None
     ) -> "subprocess.CompletedProcess[str]":
         """Run one of the programs where the daemon lives."""

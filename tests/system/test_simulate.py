@@ -13,7 +13,7 @@ from tests.support.daemon import GPU, Daemon, RpcFailure
 
 def offline(daemon: Daemon, *words: str, code: int = 0) -> tuple[dict[str, Any], str]:
     """What `gpumodd simulate` answers, and what it says beside it."""
-    shown = daemon.program("gpumodd", "simulate", *words, "--json", check=False)
+    shown = daemon.run("gpumodd", "simulate", *words, "--json", check=False)
     assert shown.returncode == code, shown.stdout + shown.stderr
     return json.loads(shown.stdout), shown.stderr
 
@@ -156,7 +156,7 @@ def test_without_a_daemon_the_answer_is_the_same(daemon: Daemon):
 
 def test_on_a_machine_where_it_never_ran(daemon: Daemon):
     daemon.configure()
-    shown = daemon.program("gpumodd", "simulate", "rag")
+    shown = daemon.run("gpumodd", "simulate", "rag")
     assert shown.stdout.startswith("Fits: 6000 / 24564 MiB (headroom: 18052 MiB)")
     assert shown.stderr == ""
     assert not daemon.state.exists()
