@@ -107,6 +107,10 @@ def catalog(state: State, new: Catalog) -> None:
         was, now = state.catalog.services.get(service), new.services.get(service)
         if not track.gone and was is not None and (now is None or now.fingerprint != was.fingerprint):
             track.tell(state.at, "its definition changed" if now is not None else "its definition is gone")
+        idle = track.gone and track.command is ops.Command.IDLE and not releases.releasing(state, service)
+        if now is None and idle:  # nothing of it is left that anybody could mend
+            setbacks.forgive(track)
+            track.stopped_outside = False
     state.catalog, state.rejected = new, ()
 
 

@@ -517,3 +517,23 @@ def test_what_depends_on_a_stale_service_is_restarted_with_it():
     m.log.clear()
     op = m.do("switch", "all")
     assert (m.log, op.kept) == (["stop app", "stop db", "start db", "start app"], ("other",))
+
+
+def test_what_was_wrong_with_a_service_goes_with_its_definition():
+    m = two_modes(drift="report")
+    m.do("switch", "rag")
+    m.crash("tiny")
+    m.run(5.0)
+    assert m.problems() == {"unit_failed"}
+    services = {s: spec for s, spec in m.catalog.services.items() if s != "tiny"}
+    modes = {
+        id: replace(mode, services=tuple(s for s in mode.services if s != "tiny"))
+        for id, mode in m.catalog.modes.items()
+    }
+    m.catalog = replace(m.catalog, services=services, modes=modes)
+    m.feed(ev.CatalogLoaded(at=m.at, catalog=m.catalog))
+    m.run(5.0)
+    assert (m.problems(), m.standing()) == (set(), "converged")
+    m.restart_daemon()
+    m.run(5.0)
+    assert (m.problems(), m.standing()) == (set(), "converged")
