@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from gpumodctl import text
 from gpumodctl.invocation import Invocation, ago, duration
 from gpumodctl.timeline import BLOCKS, told_back
-from gpumodd.wire.types import Alternative, Device, Mode, Operation, Simulation, SimulationDevice, Step
+from gpumodd.wire.types import Alternative, Device, Holding, Mode, Operation, Simulation, SimulationDevice, Step
 
 
 def show_operation_result(invocation: Invocation, operation: Operation, headline: str) -> None:
@@ -118,27 +118,50 @@ def _show_fit(invocation: Invocation, device: SimulationDevice) -> None:
 
 
 def show_devices(invocation: Invocation, devices: Iterable[Device]) -> None:
-    """Devices with a bar of their memory and who holds it."""
+    """Devices with a bar of their memory, everyone who holds some, and what is left."""
     out = invocation.out
     full, empty = ("█", "░") if out.unicode else ("#", ".")
     for device in devices:
         name = text.cut(text.clean(device.name), max(out.columns - 50, 8))
         gauge = text.bar(device.used_mib, device.total_mib, 16, full=full, empty=empty)
         stale = ", stale" if device.stale else ""
-        invocation.say(
-            text.cut(
-                f"GPU {device.index}  {name}  {gauge}  {device.used_mib} / {device.total_mib} MiB{stale}", out.columns
-            )
-        )
-        invocation.say(*text.wrap(_holders(device), out.columns, "       "))
+        used = f"{device.used_mib} / {device.total_mib} MiB{stale}"
+        invocation.say(text.cut(f"GPU {device.index}  {name}  {gauge}  {used}", out.columns))
+        for words in (_services(device), _releasing(device), _foreign(device), _left(device)):
+            invocation.say(*text.wrap(words, out.columns, "       "))
 
 
-def _holders(device: Device) -> str:
-    held: dict[str, int] = {}
-    for process in device.processes:
-        if process.service:
-            held[process.service] = held.get(process.service, 0) + (process.used_mib or 0)
-    words = [f"{id} {used} MiB" if used else id for id, used in sorted(held.items())]
-    if device.foreign_mib > 0:
-        words.append(f"foreign {device.foreign_mib} MiB")
-    return ", ".join(words)
+def _services(device: Device) -> str:
+    """What running services hold; of one that still loads, what it is expected to take."""
+    running = [holding for holding in device.holdings if holding.committed_mib > holding.releasing_mib]
+    return ", ".join(_holding(holding) for holding in running)
+
+
+def _holding(holding: Holding) -> str:
+    expected = holding.committed_mib - holding.releasing_mib
+    used = f"{holding.used_mib} of {expected}" if holding.used_mib < expected else str(holding.used_mib)
+    return f"{holding.service or 'unknown'} {used} MiB"
+
+
+def _releasing(device: Device) -> str:
+    late = [holding for holding in device.holdings if holding.releasing_mib]
+    parts = [f"{holding.service or 'from before the start'} {holding.releasing_mib} MiB" for holding in late]
+    return "being released: " + ", ".join(parts) if parts else ""
+
+
+def _foreign(device: Device) -> str:
+    """Memory that is nobody's of ours: whose it is, as far as the driver says."""
+    strangers = sorted((p for p in device.processes if not p.service), key=lambda p: (-(p.used_mib or 0), p.pid))
+    parts = [
+        f"{p.name or 'a process'} (pid {p.pid}) {'an unknown part' if p.used_mib is None else f'{p.used_mib} MiB'}"
+        for p in strangers
+    ]
+    if device.unlisted_mib:
+        parts.append(f"{device.unlisted_mib} MiB that no listed process holds")
+    return f"foreign {device.foreign_mib} MiB: {', '.join(parts)}" if parts and device.foreign_mib else ""
+
+
+def _left(device: Device) -> str:
+    apart = [f"reserve {device.reserve_mib}"] if device.reserve_mib else []
+    apart += [f"limit {device.limit_mib}"] if device.limit_mib is not None else []
+    return f"left for services: {device.available_mib} MiB" + (f" ({', '.join(apart)})" if apart else "")

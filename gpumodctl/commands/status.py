@@ -9,7 +9,7 @@ from gpumodctl.client import Client, decode
 from gpumodctl.invocation import Invocation, ago
 from gpumodctl.options import command
 from gpumodctl.results import show_devices
-from gpumodd.wire.types import Status
+from gpumodd.wire.types import Operation, Status
 
 _STATES = {"converged": "green", "switching": "yellow", "degraded": "yellow", "blocked": "red"}
 _REFRESH_S = 2.0  # memory changes without an event
@@ -23,11 +23,12 @@ def status(invocation: Invocation, watch: bool) -> None:
     if watch:
         _watch(invocation)
         return
-    raw = invocation.ask("status.get")
-    if invocation.json:
-        invocation.document(raw)
-    else:
-        show_status(invocation, decode(raw, Status))
+    with invocation.connect() as client:
+        raw = client.call("status.get")
+        if invocation.json:
+            invocation.document(raw)
+            return
+        show_status(invocation, decode(raw, Status), _last_operation(client))
 
 
 def _watch(invocation: Invocation) -> None:
@@ -40,10 +41,16 @@ def _watch(invocation: Invocation) -> None:
             else:
                 if invocation.out.redraws:
                     invocation.out.write("\x1b[H\x1b[2J")
-                show_status(invocation, decode(raw, Status))
+                show_status(invocation, decode(raw, Status), _last_operation(client))
                 if not invocation.out.redraws:
                     invocation.say("")
             _await_change(client)
+
+
+def _last_operation(client: Client) -> Operation | None:
+    """The newest operation: what the status does not show any more once it has ended."""
+    newest = decode(client.call("operation.list", {"limit": 1}), list[Operation])
+    return newest[0] if newest else None
 
 
 def _await_change(client: Client) -> None:
@@ -54,8 +61,8 @@ def _await_change(client: Client) -> None:
         client.receive(left)
 
 
-def show_status(invocation: Invocation, status: Status) -> None:
-    """The screen."""
+def show_status(invocation: Invocation, status: Status, last: Operation | None) -> None:
+    """The screen: how things stand, who holds the memory, what is wrong, what to type next."""
     out = invocation.out
     mode = text.clean(status.mode or "none")
     if status.desired_mode is not None and status.desired_mode != status.mode:
@@ -70,16 +77,22 @@ def show_status(invocation: Invocation, status: Status) -> None:
         doing = ", ".join(f"{step.verb} {step.service or step.device or ''}".strip() for step in running)
         words = f"{operation.id}: {operation.kind} {operation.target}" + (f" ({doing})" if doing else "")
         invocation.say(text.cut(f"Doing:  {text.clean(words)}", out.columns))
+    elif last is not None and last.state in ("failed", "rolled_back", "cancelled"):
+        why = f": {last.error.message}" if last.error is not None else ""
+        words = f"{last.kind} {last.target} {last.state.replace('_', ' ')} {ago(last.finished_at)} ago{why}"
+        first, *more = text.wrap(words, out.columns - 8) or [""]
+        invocation.say(f"Last:   {first}", *(f"        {line}" for line in more))
     if status.devices:
         invocation.say("")
         show_devices(invocation, status.devices)
     invocation.say("")
     if status.services:
         invocation.table(
-            ("Service", "Phase", "VRAM (MiB)", "Port", "Since", "Doing"),
+            ("", "Service", "Phase", "VRAM (MiB)", "Port", "Since", "Doing"),
             [
                 (
-                    service.id + ("" if service.mode_member else " *"),
+                    "" if service.mode_member else "*",
+                    service.id,
                     service.phase if service.sleep_level is None else f"{service.phase} ({service.sleep_level})",
                     service.vram_observed_mib if service.vram_observed_mib is not None else service.vram_mib,
                     service.port,
@@ -88,13 +101,30 @@ def show_status(invocation: Invocation, status: Status) -> None:
                 )
                 for service in status.services
             ],
-            numbers=(2, 3),
+            numbers=(3, 4),
         )
         if any(not service.mode_member for service in status.services):
             invocation.say("* not in the mode")
     else:
         invocation.say("No services are configured.")
     _show_problems(invocation, status)
+    commands = _next(status, last)
+    if commands:
+        invocation.say("", *text.wrap(f"Next: {', '.join(f'`{command}`' for command in commands)}", out.columns))
+
+
+def _next(status: Status, last: Operation | None) -> list[str]:
+    """What to type to learn more, most telling first."""
+    if status.operation is not None:
+        return [f"gpumodctl operation show {status.operation.id}", f"gpumodctl operation cancel {status.operation.id}"]
+    found = [f"gpumodctl service explain {problem.service}" for problem in status.problems if problem.service]
+    if any(problem.device for problem in status.problems):
+        found.append("gpumodctl device list")
+    if last is not None and last.state in ("failed", "rolled_back"):
+        found.append(f"gpumodctl operation show {last.id}")
+    if status.mode is None or not status.services:
+        found.append("gpumodctl mode list")
+    return list(dict.fromkeys(found))[:3]
 
 
 def _doing(status: Status, service: str) -> str:

@@ -125,11 +125,35 @@ class Views:
             stale=bool(device.lost or (budget and budget.trouble == "telemetry_stale")),
             temperature_c=device.health.temperature_c,
             unhealthy="; ".join(ailment.text for ailment in budget.ailments) or None if budget else None,
+            available_mib=max(0, budget.available_mib) if budget else 0,
+            unlisted_mib=self._unlisted(device, budget),
+            holdings=self._holdings(device, budget),
             processes=[
                 t.DeviceProcess(pid=p.pid, used_mib=p.used_mib, service=p.service, name=p.name)
                 for p in sorted(device.processes, key=lambda p: p.pid)
             ],
         )
+
+    def _unlisted(self, device: DeviceFact, budget: Budget | None) -> int:
+        seen = self.state.attribution.get(device.uuid)
+        return max(0, budget.foreign_mib - seen.strangers_mib) if budget is not None and seen is not None else 0
+
+    def _holdings(self, device: DeviceFact, budget: Budget | None) -> list[t.Holding]:
+        """What services hold or are counted for, the largest first."""
+        seen, window = self.state.attribution.get(device.uuid), self.state.windows.get(device.uuid)
+        if budget is None or seen is None:
+            return []
+        late = window.lingering(seen.unlisted_mib) if window is not None else {}
+        found = [
+            t.Holding(
+                service=service or None,
+                used_mib=seen.services.get(service, 0),
+                committed_mib=budget.held.get(service, 0),
+                releasing_mib=late.get(service, 0),
+            )
+            for service in {*budget.held, *seen.services, *late}
+        ]
+        return sorted(found, key=lambda h: (-h.committed_mib, h.service or ""))
 
     # -- services ---------------------------------------------------------------------------------------------
 

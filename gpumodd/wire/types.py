@@ -53,8 +53,23 @@ class DeviceProcess(Struct, kw_only=True):
     name: str = ""
 
 
+class Holding(Struct, kw_only=True):
+    """What a service holds of a device: `used_mib` by its processes, `releasing_mib` that has not come back since they
+    ended, and `committed_mib` that the ledger counts for it, which is more while it loads. `service` is null for what
+    was on its way back when the daemon started.
+    """
+
+    service: str | None
+    used_mib: int
+    committed_mib: int
+    releasing_mib: int = 0
+
+
 class Device(Struct, kw_only=True):
     """One GPU: what is used, by whom, and what the ledger has promised.
+
+    `holdings` tells what services hold, `processes` what the driver lists, and `unlisted_mib` is the part of
+    `foreign_mib` that no listed process holds. `available_mib` is what may still be started into.
 
     `foreign_mib` is what is used, less what belongs to services and what is still being released, whoever holds
     it. `free_mib` is total less used. `committed_mib` is what services that run, load or release count for.
@@ -76,6 +91,9 @@ class Device(Struct, kw_only=True):
     stale: bool = False
     temperature_c: int | None = None
     unhealthy: str | None = None
+    available_mib: int = 0
+    unlisted_mib: int = 0
+    holdings: list[Holding] = field(default_factory=list)
     processes: list[DeviceProcess] = field(default_factory=list)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import ctypes
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -202,6 +203,20 @@ async def test_a_new_device_is_seen(table):
             content.devices["GPU-new"] = Device("GPU-new", 2, 800)
         fact = await devices.sample()
     assert one(fact, "GPU-new").total_mib == 800
+
+
+async def test_a_process_is_named_and_cannot_touch_a_terminal(table):
+    rename = (
+        "import sys; open('/proc/self/comm', 'w').write('a\\x1b[31mb\\tc'); print('.', flush=True); sys.stdin.read()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", rename], **pipes) as child:
+        child.stdout.readline()
+        table.hold(A, 100, pid=child.pid)
+        async with on_stub(table) as devices:
+            (process,) = one(await devices.sample()).processes
+        child.stdin.close()
+    assert (process.pid, process.name) == (child.pid, "a?[31mb?c")
 
 
 async def test_memory_of_a_process_may_be_unknown(table, pid):

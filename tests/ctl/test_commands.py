@@ -10,7 +10,8 @@ import pytest
 
 from gpumodctl.text import width
 from gpumodd.api.connection import Reply
-from tests.ctl.conftest import environment
+from gpumodd.wire import types as t
+from tests.ctl.conftest import environment, run
 from tests.support import machine as m
 from tests.support.rpc import served
 
@@ -79,8 +80,38 @@ def test_status(ctl):
     out = ctl("status").stdout
     assert out.startswith("Mode:   rag\nState:  degraded\n")
     assert "GPU 0  NVIDIA GeForce RTX 4090  ███░░░░░░░░░░░░░  5230 / 24564 MiB\n" in out
-    assert "vllm-embedding 4900 MiB, foreign 330 MiB" in out
+    assert "       vllm-embedding 4900 MiB, vllm-embedding-code 200 of 2500 MiB\n" in out
+    assert "       being released: whisper 100 MiB\n" in out
+    foreign = (
+        "foreign 330 MiB: Xorg (pid 1) 200 MiB, silent (pid 12) an unknown part, 130 MiB that no listed process holds"
+    )
+    assert foreign in " ".join(out.split())
+    assert "       left for services: 12500 MiB (reserve 512, limit 20000)\n" in out
     assert "port_conflict (vllm-embedding-code): cannot tell\n    hint: stop nginx" in out
+    assert out.endswith("Next: `gpumodctl service explain vllm-embedding-code`\n")
+
+
+def test_what_is_not_in_the_mode_is_marked_however_long_its_id_is(tmp_path):
+    long = "a-service-with-an-id-that-is-longer-than-any-column-has-room-for-64"
+    services = [
+        t.Service(id=long, name="", driver="exec", model=None, phase="ready", port=65535, mode_member=mode_member)
+        for mode_member in (False, True)
+    ]
+    status = t.Status(mode="rag", desired_mode="rag", state="converged", services=services)
+    with served(tmp_path / "s", m.HANDLERS | {"status.get": lambda _s, _p: status}):
+        out = run("status", socket=tmp_path / "s", COLUMNS="60").stdout
+    marked, plain = [line for line in out.splitlines() if "a-service" in line]
+    assert marked.startswith("*  a-service")
+    assert plain.startswith("   a-service")
+
+
+def test_a_status_after_a_failure_says_so_and_what_to_type(tmp_path):
+    handlers = m.HANDLERS | {"operation.list": lambda _s, _p: [m.ROLLED_BACK]}
+    with served(tmp_path / "s", handlers):
+        out = " ".join(run("status", socket=tmp_path / "s").stdout.split())
+    assert "Last: switch rag rolled back" in out
+    assert "ago: cannot start vllm-embedding: it was not healthy within 300 s" in out
+    assert out.endswith("`gpumodctl operation show 7`")
 
 
 def test_status_on_an_ascii_terminal(ctl):

@@ -55,9 +55,18 @@ DEVICE = t.Device(
     free_mib=19334,
     sampled_at="2026-01-02T03:04:05Z",
     reserve_mib=512,
+    limit_mib=20000,
+    available_mib=12500,
+    unlisted_mib=130,
+    holdings=[
+        t.Holding(service="vllm-embedding", used_mib=4900, committed_mib=4900),
+        t.Holding(service="vllm-embedding-code", used_mib=200, committed_mib=2500),
+        t.Holding(service="whisper", used_mib=0, committed_mib=100, releasing_mib=100),
+    ],
     processes=[
         t.DeviceProcess(pid=4712, used_mib=4900, service="vllm-embedding", name="vllm"),
-        t.DeviceProcess(pid=1, used_mib=330, name="Xorg"),
+        t.DeviceProcess(pid=1, used_mib=200, name="X\x1b[31morg"),
+        t.DeviceProcess(pid=12, name="silent"),
     ],
 )
 MODES = [

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support.daemon import Daemon, until
+from tests.support.daemon import GPU, Daemon, until
 
 
 @pytest.fixture
@@ -84,3 +84,31 @@ def test_an_operation_tells_both_directions_with_times_and_causes(stage: Daemon)
         assert "State: rolled back" in shown
         assert "The way back: broken ended by itself: exit-code, exit status 1" in shown
         assert "start top wanted, 1000 MiB on device 0; waited until base was ready" in shown
+
+
+def test_the_status_names_who_holds_the_memory(stage: Daemon):
+    stage.table.set_foreign(GPU, 600)
+    with stage as d:
+        table = str(d.root / "devices.table")
+        stranger = d.popen([d.python, "-m", "gpumodd.demo.model_server", "--table", table, "--vram-mib", "700"])
+        try:
+            d.ctl("switch", "slow")
+            until(lambda: d.status()["devices"][0]["foreign_mib"] == 1300)
+            device = d.status()["devices"][0]
+            assert device["unlisted_mib"] == 600
+            assert [(h["service"], h["used_mib"], h["committed_mib"]) for h in device["holdings"]] == [
+                ("slow", 15000, 15000)
+            ]
+            (foreign,) = [p for p in device["processes"] if p["service"] is None]
+            assert (foreign["pid"], foreign["used_mib"], foreign["name"][:6]) == (stranger.pid, 700, "python")
+            shown = told(d, "status")
+            assert "slow 15000 MiB" in shown
+            assert f"(pid {stranger.pid}) 700 MiB, 600 MiB that no listed process holds" in shown
+            assert f"left for services: {24564 - 512 - 1300 - 15000} MiB (reserve 512)" in shown
+            d.ctl("switch", "pair", "--no-wait")
+            until(lambda: d.phases()["slow"] == "releasing")
+            assert "being released: slow 15000 MiB" in told(d, "status")
+            assert "Next: `gpumodctl operation show 2`" in told(d, "status")
+        finally:
+            stranger.terminate()
+            stranger.wait(10)

@@ -250,7 +250,8 @@ class Session:
     def _process_name(self, pid: int) -> str:
         name = self._names.get(pid)
         if name is None:
-            name = self._names[pid] = _word(Path(f"/proc/{pid}/comm"))
+            word = _word(Path(f"/proc/{pid}/comm"))  # NVML knows none, and a process may call itself anything
+            name = self._names[pid] = "".join(char if char.isprintable() else "?" for char in word)
         return name
 
     def _forget_names(self, devices: dict[str, DeviceFact]) -> None:
