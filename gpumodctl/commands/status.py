@@ -5,7 +5,7 @@ import time
 import click
 
 from gpumodctl import text
-from gpumodctl.client import Client, decode
+from gpumodctl.client import Client, Refused, decode
 from gpumodctl.invocation import Invocation, ago
 from gpumodctl.options import command
 from gpumodctl.results import show_devices
@@ -49,7 +49,10 @@ def _watch(invocation: Invocation) -> None:
 
 def _last_operation(client: Client) -> Operation | None:
     """The newest operation: what the status does not show any more once it has ended."""
-    newest = decode(client.call("operation.list", {"limit": 1}), list[Operation])
+    try:
+        newest = decode(client.call("operation.list", {"limit": 1}), list[Operation])
+    except Refused:  # the status is worth showing without it
+        return None
     return newest[0] if newest else None
 
 
