@@ -44,6 +44,10 @@ soak: $(STAMP) ## kill, cut off and fill up a real daemon for long; ROUNDS=100, 
 	@GPUMOD_REQUIRE_REAL=1 GPUMODD_SOAK_ROUNDS=$(or $(ROUNDS),100) GPUMODD_SOAK_SEED=$(SEED) \
 	    $(BIN)/pytest tests/soak --timeout 3600 $(ARGS)
 
+.PHONY: mutate
+mutate: $(STAMP) ## take the safeguards out, one at a time: the tests have to notice
+	@$(BIN)/pytest tests/mutation $(ARGS)
+
 .PHONY: check
 check: $(STAMP) ## lint, format, types, import contracts, architecture
 	@$(BIN)/ruff check .

@@ -6,12 +6,13 @@
 
 import os
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 PROFILES = {  # examples for a pure function, runs of a machine, and how far they stray
     "dev": (200, 30, {"derandomize": True}),
     "ci": (2_000, 300, {"derandomize": True}),
     "nightly": (200_000, 30_000, {"print_blob": True}),
+    "mutation": (500, 300, {"derandomize": True, "phases": [Phase.generate]}),  # it is enough to fail
 }
 PURE, RUNS, HOW = PROFILES[os.environ.get("HYPOTHESIS_PROFILE", "ci")]
 SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]

@@ -41,6 +41,21 @@ NOT_CONNECTED = "not connected to the user manager"
 Handled = tuple[tuple[ev.Event, ...], tuple[fx.Effect, ...]]  # one batch, and what the engine made of it
 
 
+@dataclass(frozen=True)
+class Late:
+    """Memory that its process has left behind: the driver counts it as used a while longer."""
+
+    device: str
+    mib: int
+    ended_at: float
+    until: float
+    seen: bool  # by a daemon that still lives
+
+    def after(self, seconds: float) -> "Late":
+        """The same, had it all happened so much later."""
+        return replace(self, ended_at=self.ended_at + seconds, until=self.until + seconds)
+
+
 @dataclass
 class Machine:
     """Devices, units, a state file and a clock; `run` lets everything happen that is due to happen."""
@@ -74,7 +89,7 @@ class Machine:
         self.inbox: list[tuple[float, int, ev.Event]] = []
         self.order = itertools.count()
         self.requests = itertools.count(1)
-        self.lingering: list[tuple[float, str, int]] = []
+        self.lingering: list[Late] = []
         self.connected = True
         self.selected: dict[str, tuple[str, ...]] = {}  # the environment files
         self.look_at: float | None = None
@@ -82,6 +97,7 @@ class Machine:
         self.saved = ev.Recovered(at=self.at, snapshot=None)
         self.dies_after_save = False
         self.past: list[tuple[Engine, list[Handled]]] = []  # the daemons that were killed
+        self.dies_before_save = False
         self._fresh_daemon()
 
     def _fresh_daemon(self) -> None:
@@ -113,6 +129,7 @@ class Machine:
             self.queue.clear()
             self.lingering.clear()
         self.past.append((self.engine, self.history))
+        self.lingering = [replace(late, seen=False) for late in self.lingering]
         self.engine = Engine()
         self._fresh_daemon()
         self.saved = replace(self.saved, same_boot=same_boot)
@@ -127,6 +144,8 @@ class Machine:
             if isinstance(effect, fx.Save) and not self._save(effect):
                 self._give_up(effects[i + 1 :])
                 break
+            if self.life is not life:
+                return
             self._carry_out(effect)
             if self.life is not life:
                 return
@@ -149,11 +168,10 @@ class Machine:
         """The lid is closed: nothing goes on but the clock."""
         if not seconds:
             return
-        at = self.at
+        self.lingering = [x.after(seconds) if x.until > self.at else x for x in self.lingering]
         self.at += seconds
         self.queue = [(t + seconds, n, what) for t, n, what in self.queue]
         self.inbox = [(t + seconds, n, event) for t, n, event in self.inbox]
-        self.lingering = [(until + seconds if until > at else until, uuid, mib) for until, uuid, mib in self.lingering]
         self.look_at = self.look_at + seconds if self.look_at is not None else None
         for process in self.manager.processes():
             process.ready_at += seconds
@@ -276,7 +294,8 @@ class Machine:
 
     def freed(self, process: Process, linger_s: float) -> None:
         for uuid in process.devices:
-            self.lingering.append((self.at + linger_s, uuid, process.on(uuid)))
+            late = Late(uuid, process.on(uuid), ended_at=self.at, until=self.at + linger_s, seen=self.connected)
+            self.lingering.append(late)
         if linger_s and process.mib:
             self.later(linger_s, self.touch)
 
@@ -287,11 +306,11 @@ class Machine:
 
     def used(self, uuid: str) -> int:
         held = sum(p.on(uuid) for p in self.manager.processes())
-        late = sum(mib for until, where, mib in self.lingering if where == uuid and until > self.at)
+        late = sum(late.mib for late in self.lingering if late.device == uuid and late.until > self.at)
         return held + late + self.foreign.get(uuid, 0) + self.strangers.get(uuid, 0)
 
     def sample(self) -> ev.DevicesSampled:
-        self.lingering = [item for item in self.lingering if item[0] > self.at]
+        self.lingering = [late for late in self.lingering if late.until > self.at]
         if self.hung and self.sampled is not None:
             fact = replace(self.sampled, at=self.at, error="the driver does not answer")
         else:
@@ -375,6 +394,10 @@ class Machine:
     # -- effects ----------------------------------------------------------------------------------------------
 
     def _save(self, effect: fx.Save) -> bool:
+        if self.dies_before_save:
+            self.dies_before_save = False
+            self.restart_daemon()
+            return True
         if self.save_fails:
             self.post(ev.SaveFailed(at=self.at, message="disk full"))
             return False

@@ -12,6 +12,7 @@ from typing import Protocol
 from gpumodd.core.facts import Active, Ended, UnitFact
 
 START_S = 0.005
+FULL_S = 5.0  # it has taken all its memory when it is ready, or then
 
 
 @dataclass(frozen=True)
@@ -206,14 +207,21 @@ class Manager:
         ready_at = float("inf") if behaviour.never_ready else self.world.at + behaviour.load_s
         mib = mib if job.devices else 0
         ram_mib = behaviour.takes_ram_mib if behaviour.takes_ram_mib is not None else self.world.ram_mib(service)
-        process = Process(next(self.pids), service, job.devices, mib, ready_at, unit.invocation, job.owner, ram_mib)
+        process = Process(
+            next(self.pids), service, job.devices, mib // 4, ready_at, unit.invocation, job.owner, ram_mib
+        )
         unit.process = process
+        self.world.later(min(behaviour.load_s, FULL_S), lambda: self._takes_the_rest(process, mib))
         self._to(unit, Active.ACTIVE, ended=None)
         self._job_ended(unit, "done")
         if not behaviour.never_ready:
             self.world.later(behaviour.load_s, self.world.touch)
         if behaviour.exit_after_s is not None:
             self.world.later(behaviour.exit_after_s, lambda: self._exits(unit, process))
+
+    def _takes_the_rest(self, process: Process, mib: int) -> None:
+        process.mib = mib
+        self.world.touch()
 
     def _exits(self, unit: Unit, process: Process) -> None:
         if unit.process is process and unit.active is Active.ACTIVE:

@@ -230,6 +230,10 @@ class Chaos(RuleBasedStateMachine):
     def killed_after_a_save(self):
         self.m.dies_after_save = True
 
+    @rule()
+    def killed_before_a_save(self):
+        self.m.dies_before_save = True
+
     @rule(n=st.integers(0, 30))
     def heard_twice(self, n):
         told = [e for batch, _ in self.m.history[-10:] for e in batch if isinstance(e, HEARD_TWICE)]
@@ -289,7 +293,7 @@ class Chaos(RuleBasedStateMachine):
         m.taken_ports.clear()
         m.refused_units.clear()
         m.behaviours.clear()
-        m.hung = m.save_fails = m.dies_after_save = False
+        m.hung = m.save_fails = m.dies_after_save = m.dies_before_save = False
         m.mem_available_mib = 64000
         m.unit_lag_s = m.job_lag_s = 0.0
         m.inspect_s = 0.001

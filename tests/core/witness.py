@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING
 from gpumodd.core import effects as fx
 from gpumodd.core import events as ev
 from gpumodd.core import world
+from gpumodd.core.facts import DeviceFact
 from gpumodd.core.ledger import limit_of, share
-from gpumodd.core.operations import Operation, Step, StepState
+from gpumodd.core.operations import Operation, Step, StepState, Verb
 from gpumodd.core.operations import State as OperationState
 
 if TYPE_CHECKING:
     from tests.core.machine import Machine
     from tests.core.manager import Process
+
+
+FRESH_S = 5.0 + 1.0  # what the engine allows, and a second for a command to be carried out
 
 
 class Witness:
@@ -28,6 +32,7 @@ class Witness:
         self.lenient = False  # something forced, or lied about, is under way
         self.seen: dict[str, dict[str, int]] = {}  # what the last sample showed, by device and process
         self.foreign: dict[str, int] = {}
+        self.foreign_at: dict[float, dict[str, int]] = {}  # by the time of the sample
         self.room_seen_mib = machine.mem_available_mib  # of the host's memory, at the last look
         self.in_flight: dict[str, fx.StartUnit] = {}
         self.heard: set[str] = set()  # runs that the engine was told of
@@ -44,7 +49,7 @@ class Witness:
     def sampled(self) -> None:
         """The engine is about to be shown this."""
         m = self.machine
-        self.foreign = {u: m.foreign.get(u, 0) + m.strangers.get(u, 0) for u in m.devices}
+        self.foreign = self.foreign_at[m.at] = {u: m.foreign.get(u, 0) + m.strangers.get(u, 0) for u in m.devices}
         self.seen = {u: {p.service: p.on(u) for p in m.manager.processes()} for u in m.devices}
 
     def hears(self, events: tuple[ev.Event, ...]) -> None:
@@ -56,6 +61,8 @@ class Witness:
         """A start command was given: is there room, whatever else may still happen?"""
         assert effect.service not in self.in_flight, f"two starts of {effect.service} are in flight"
         self.in_flight[effect.service] = effect
+        self._durable(effect.service)
+        self._fresh(effect)
         for uuid in effect.devices:
             held, late = self._held(uuid)
             total = self.machine.devices[uuid]
@@ -78,6 +85,22 @@ class Witness:
             if sum(ram.values()) > self.room_seen_mib - policy.ram_reserve_mib:
                 self.overcommits.append(f"host: {ram} into {self.room_seen_mib} MiB at {self.machine.at}")
 
+    def _durable(self, service: str) -> None:
+        """Were the daemon killed now, the next one would know why this was started."""
+        m = self.machine
+        snapshot = m.saved.snapshot
+        assert snapshot is not None and service in snapshot.desired.services(m.catalog.services), "it was not saved"
+        operations = [op for op in m.saved.operations if op.state.open and op.concerns(Verb.START, service)]
+        assert operations, f"no operation that was saved starts {service}"
+
+    def _fresh(self, effect: fx.StartUnit) -> None:
+        """Nothing is started on figures that may have changed long ago."""
+        fact = self.machine.engine.state.devices
+        for device in fact.devices if fact is not None else ():
+            if device.uuid in effect.devices:
+                assert not fact.error and not device.lost, "it starts on a device that cannot be read"
+                assert self.machine.at - device.at <= FRESH_S, "it starts on stale figures"
+
     def _known(self, process: "Process") -> bool:
         return process.invocation in self.heard or process.owner is self.machine.life
 
@@ -93,7 +116,7 @@ class Witness:
         for service, effect in self.in_flight.items():
             if uuid in effect.devices:
                 held[service] = max(held.get(service, 0), share(m.vram_mib(service), len(effect.devices)))
-        return held, sum(mib for until, where, mib in m.lingering if where == uuid and until > m.at)
+        return held, sum(late.mib for late in m.lingering if late.device == uuid and late.until > m.at)
 
     def ended(self, effect: fx.StartUnit) -> None:
         """The start's job is over."""
@@ -117,9 +140,21 @@ class Witness:
             device = next(d for d in state.devices.devices if d.uuid == uuid)
             seen, window = state.attribution[uuid], state.windows.get(uuid)
             late = sum(window.lingering(seen.unlisted_mib).values()) if window is not None else 0
+            self._foreign(device, budget.foreign_mib)
             assert budget.foreign_mib + sum(seen.services.values()) + late == device.used_mib
             assert budget.committed_mib >= sum(seen.services.values()) + late
             assert all(mib > 0 for mib in budget.held.values())
+
+    def _foreign(self, device: DeviceFact, told_mib: int) -> None:
+        """What one of ours has just left behind is on its way back and nobody else's."""
+        m = self.machine
+        if m.silent or device.lost or device.at not in self.foreign_at or m.engine.state.observing:
+            return  # what there is to see is old, or a guess
+        timeout_s = m.engine.state.catalog.policy.release_timeout_s
+        mine = [x for x in m.lingering if x.device == device.uuid and x.seen and m.at - x.ended_at < timeout_s]
+        others = sum(x.mib for x in m.lingering if x.device == device.uuid and x not in mine)
+        most = self.foreign_at[device.at].get(device.uuid, 0) + others
+        assert told_mib <= most, f"memory of ours counts as foreign at {m.at}: {told_mib} > {most}, {mine}"
 
     def _operation(self, before: Operation | None, op: Operation) -> None:
         if before is not None and not before.state.open:

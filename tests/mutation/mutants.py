@@ -1,0 +1,115 @@
+"""Ways to break what gpumodd promises: each takes one safeguard out of the code.
+
+A safeguard that can be taken out without a test noticing is not held up by anything. Whoever rewrites one of these
+lines rewrites the mutant; one that no longer applies fails its test by name.
+"""
+
+from dataclasses import dataclass
+
+PLANNER = "tests/core/test_properties_planner.py"
+ENGINE = "tests/core/test_properties_engine.py"
+DISPATCH = "tests/runtime/test_dispatch.py"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mutant:
+    """`before` stands exactly once in `file`; with `after` in its place, one of `suites` has to fail."""
+
+    name: str
+    file: str
+    before: str
+    after: str
+    suites: tuple[str, ...]
+
+
+MUTANTS = (
+    # -- the ledger
+    Mutant(
+        name="a service counts only with what it was seen to hold",
+        file="gpumodd/core/world.py",
+        before="mib = max(mib, releases.estimate_on(state, service, device))",
+        after="mib = max(mib, 0)",
+        suites=(ENGINE,),
+    ),
+    Mutant(
+        name="foreign memory is not subtracted",
+        file="gpumodd/core/ledger.py",
+        before="physical = self.total_mib - self.reserve_mib - self.foreign_mib",
+        after="physical = self.total_mib - self.reserve_mib",
+        suites=(PLANNER, ENGINE),
+    ),
+    Mutant(
+        name="the host's memory is not handed out by the books",
+        file="gpumodd/core/credits.py",
+        before="needs[HOST] = view.spec.ram_mib",
+        after="needs[HOST] = 0",
+        suites=(PLANNER,),
+    ),
+    # -- the release wait
+    Mutant(
+        name="a start does not wait for the releases it draws on",
+        file="gpumodd/core/credits.py",
+        before="keys.update(origin)",
+        after="keys.update(())",
+        suites=(PLANNER,),
+    ),
+    Mutant(
+        name="a release counts as verified as soon as its process is gone",
+        file="gpumodd/core/ledger.py",
+        before="and shares[s] <= TOLERANCE_MIB",
+        after="and shares[s] >= 0",
+        suites=(ENGINE,),
+    ),
+    Mutant(
+        name="memory that has not come back is in nobody's books",
+        file="gpumodd/core/world.py",
+        before="lingering = window.lingering(seen.unlisted_mib) if window is not None and seen is not None else {}",
+        after="lingering: dict[str, int] = {}",
+        suites=(ENGINE,),
+    ),
+    # -- the journal write
+    Mutant(
+        name="commands are given before they are saved",
+        file="gpumodd/core/journal.py",
+        before="self._outbox.emit_first(fx.Save(",
+        after="self._outbox.emit(fx.Save(",
+        suites=(ENGINE,),
+    ),
+    Mutant(
+        name="what follows a save that failed is carried out",
+        file="gpumodd/runtime/dispatch.py",
+        before="await self._give_up(batch[i + 1 :])\n                        return",
+        after="continue",
+        suites=(DISPATCH,),
+    ),
+    # -- the order
+    Mutant(
+        name="a start does not wait for what it depends on",
+        file="gpumodd/core/planner.py",
+        before="after |= {(Verb.WAIT_READY, d) for d in spec.depends_on if d in waiting and d in placed}",
+        after="",
+        suites=(PLANNER,),
+    ),
+    Mutant(
+        name="dependents are not stopped first",
+        file="gpumodd/core/planner.py",
+        before="after=() if view.stopping else tuple((Verb.STOP, o) for o in dependents),",
+        after="after=(),",
+        suites=(PLANNER,),
+    ),
+    # -- what is known
+    Mutant(
+        name="stale figures start things",
+        file="gpumodd/core/world.py",
+        before='return "telemetry_stale" if unread or state.at - device.at > STALE_S else ""',
+        after='return ""',
+        suites=(ENGINE,),
+    ),
+    Mutant(
+        name="a late answer of another run counts for this one",
+        file="gpumodd/core/fold.py",
+        before="or fact.invocation != track.invocation:",
+        after="or False:",
+        suites=("tests/core/test_fold.py", ENGINE),
+    ),
+)
