@@ -27,8 +27,8 @@ MUTANTS = (
     Mutant(
         name="a service counts only with what it was seen to hold",
         file="gpumodd/core/world.py",
-        before="mib = max(mib, releases.estimate_on(state, service, device))",
-        after="mib = max(mib, 0)",
+        before="found[uuid][service] = max(mib, found[uuid].get(service, 0))",
+        after="found[uuid][service] = max(0, found[uuid].get(service, 0))",
         suites=(ENGINE,),
     ),
     Mutant(
@@ -48,9 +48,9 @@ MUTANTS = (
     # -- the release wait
     Mutant(
         name="a start does not wait for the releases it draws on",
-        file="gpumodd/core/credits.py",
-        before="keys.update(origin)",
-        after="keys.update(())",
+        file="gpumodd/core/book.py",
+        before="steps.add(credit.step)",
+        after="steps.discard(credit.step)",
         suites=(PLANNER,),
     ),
     Mutant(
@@ -63,8 +63,8 @@ MUTANTS = (
     Mutant(
         name="memory that has not come back is in nobody's books",
         file="gpumodd/core/world.py",
-        before="lingering = window.lingering(seen.unlisted_mib) if window is not None and seen is not None else {}",
-        after="lingering: dict[str, int] = {}",
+        before="found[service] = found.get(service, 0) + mib",
+        after="found[service] = found.get(service, 0)",
         suites=(ENGINE,),
     ),
     # -- the journal write
@@ -101,7 +101,7 @@ MUTANTS = (
     Mutant(
         name="stale figures start things",
         file="gpumodd/core/world.py",
-        before='return "telemetry_stale" if unread or state.at - device.at > STALE_S else ""',
+        before='return "telemetry_stale" if unread or old else ""',
         after='return ""',
         suites=(ENGINE,),
     ),
