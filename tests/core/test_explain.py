@@ -69,7 +69,7 @@ def test_starting_and_loading():
     m.run(2.0)
     found = told(m, "db")
     assert "and its health does not answer well yet; its last answer: loading" in found.why
-    assert "it holds 1000 MiB on device 0 (1000 declared)" in found.because
+    assert "it holds 250 MiB on device 0 (1000 declared)" in found.because
     assert found.would_change[0] == "a good answer makes it ready; if none comes, it counts as failed in 28 s"
 
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 PLANNER = "tests/core/test_properties_planner.py"
 ENGINE = "tests/core/test_properties_engine.py"
+LEDGER = "tests/core/test_ledger.py"
+SWITCHES = "tests/core/test_engine.py"
+RACES = "tests/core/test_races.py"
 DISPATCH = "tests/runtime/test_dispatch.py"
 
 
@@ -29,21 +32,21 @@ MUTANTS = (
         file="gpumodd/core/world.py",
         before="found[uuid][service] = max(mib, found[uuid].get(service, 0))",
         after="found[uuid][service] = max(0, found[uuid].get(service, 0))",
-        suites=(ENGINE,),
+        suites=(RACES, ENGINE),
     ),
     Mutant(
         name="foreign memory is not subtracted",
         file="gpumodd/core/ledger.py",
         before="physical = self.total_mib - self.reserve_mib - self.foreign_mib",
         after="physical = self.total_mib - self.reserve_mib",
-        suites=(PLANNER, ENGINE),
+        suites=(LEDGER, SWITCHES, PLANNER),
     ),
     Mutant(
         name="the host's memory is not handed out by the books",
         file="gpumodd/core/credits.py",
         before="needs[HOST] = view.spec.ram_mib",
         after="needs[HOST] = 0",
-        suites=(PLANNER,),
+        suites=("tests/core/test_host_memory.py", PLANNER),
     ),
     # -- the release wait
     Mutant(
@@ -58,7 +61,7 @@ MUTANTS = (
         file="gpumodd/core/ledger.py",
         before="and shares[s] <= TOLERANCE_MIB",
         after="and shares[s] >= 0",
-        suites=(ENGINE,),
+        suites=(LEDGER, SWITCHES, ENGINE),
     ),
     Mutant(
         name="memory that has not come back is in nobody's books",
