@@ -8,6 +8,7 @@ from pathlib import Path
 from benchmarks.figures import Figure, Spread
 from benchmarks.rpc import exchange
 from benchmarks.stage import FIFTY, Stage
+from tests.support.daemon import Daemon
 
 TICKS = os.sysconf("SC_CLK_TCK")
 MANY = 10_000
@@ -23,6 +24,7 @@ def measure(stage: Stage) -> Iterator[Figure]:
         assert ready == FIFTY, f"only {ready} of {FIFTY} services are ready"
         shares: list[float] = []
         wakes: list[float] = []
+        recorded, began = recorded_mib(daemon), time.monotonic()
         for _ in range(windows):
             before, woken = cpu_s(pid), switches(pid)
             begun = time.monotonic()
@@ -30,6 +32,7 @@ def measure(stage: Stage) -> Iterator[Figure]:
             seconds = time.monotonic() - begun
             shares.append(100 * (cpu_s(pid) - before) / seconds)
             wakes.append((switches(pid) - woken) / seconds)
+        grown = 3600 * (recorded_mib(daemon) - recorded) / (time.monotonic() - began)
         resident = resident_mib(pid)
         exchange(daemon.socket, stage.times(MANY, 100))
         watched = f"{FIFTY} ready services on two devices, {windows} windows of {window_s:g} s; {backend.words}"
@@ -51,6 +54,15 @@ def measure(stage: Stage) -> Iterator[Figure]:
         )
         yield Figure(
             benchmark="idle",
+            name=f"event log, {backend.name}",
+            spread=Spread.of([grown]),
+            unit="MiB/h",
+            goal=2.0,
+            digits=2,
+            how="growth of the folder `events` over these windows",
+        )
+        yield Figure(
+            benchmark="idle",
             name=f"resident memory, {backend.name}",
             spread=Spread.of([resident]),
             unit="MiB",
@@ -67,6 +79,11 @@ def measure(stage: Stage) -> Iterator[Figure]:
             digits=1,
             how="VmRSS after that many `status.get` of one client",
         )
+
+
+def recorded_mib(daemon: Daemon) -> float:
+    """The size of all recordings so far."""
+    return sum(path.stat().st_size for path in (daemon.state / "events").iterdir()) / (1 << 20)
 
 
 def cpu_s(pid: int) -> float:

@@ -37,17 +37,22 @@ def replay_file(file: Path, *, until: str | None, as_json: bool) -> int:
         replay = Replay(file)
         story = Story(replay)
         until_at = None if until_time is None else until_time - replay.head.epoch
-        lines = []
+        lines: list[Line] = []
         for line in story.tell(until_n=until_n, until_at=until_at):
             if as_json:
                 lines.append(line)
             else:
                 click.echo(line_text(line))
+        report = _report(file, replay, story, lines)
+    except OSError:
+        raise  # of whoever reads what we print
     except Unreadable as error:
         raise PortError("unreadable", f"cannot replay {file}: {visible(error.message)}", hint=error.hint) from None
-    report = _report(file, replay, story, lines)
+    except Exception as error:  # well-formed, but no engine was ever like that
+        what = visible(f"{type(error).__name__}: {error}"[:200])
+        raise PortError("unreadable", f"cannot replay {file}: its state makes no sense: {what}") from None
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(report)))
+        click.echo(msgspec.json.format(msgspec.json.encode(report)).decode())
     else:
         click.echo("")
         for text in (*status_text(report.status), "", *_verdict(report)):

@@ -99,19 +99,22 @@ class EventFiles:
             self._folder.chmod(0o700)
         self._make_room()
         number = max(self._numbered(), default=0) + 1
-        path = self._folder / f"{number:06}.jsonl.gz"
-        file = _File(path)
+        # A file without its head is worth nothing, and must not push out one that has it.
+        unnamed = self._folder / "new"
+        unnamed.unlink(missing_ok=True)
+        file = _File(unnamed)
         try:
             file.write(begin)
-        except OSError:  # a file without its head is worth nothing, and must not push out one that has it
+            unnamed.rename(self._folder / f"{number:06}.jsonl.gz")
+        except OSError:
             file.abandon()
-            path.unlink()
+            unnamed.unlink()
             raise
         return file
 
     def _make_room(self) -> None:
         """Remove the oldest until one more file fits."""
-        sizes = {number: path.stat().st_size for number, path in sorted(self._numbered().items())}
+        sizes = {number: path.lstat().st_size for number, path in sorted(self._numbered().items())}
         for number, path in sorted(self._numbered().items()):
             if sum(sizes.values()) + self._file_bytes <= self._total_bytes and len(sizes) < FILES:
                 return

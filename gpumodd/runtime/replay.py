@@ -83,6 +83,8 @@ class Replay:
                     replayed = self._handle(entry, events)
             except Unreadable as error:
                 raise Unreadable(f"line {self._lines.number}: {error.message}", error.hint) from None
+            except recording.BAD as error:  # what was taken over raw is damaged further in
+                raise Unreadable(f"line {self._lines.number}: it is damaged: {error}") from None
             if replayed is not None:
                 yield replayed
             if self.difference is not None or self.broke:

@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("*"))
+    return sorted(path.name for path in folder.glob("*") if path.name != "new")
 
 
 def readable(path: Path) -> bytes:
@@ -102,6 +102,17 @@ def test_what_else_is_in_the_folder_stays(folder):
         files.begin(b"head\n")
     files.close()
     assert names(folder) == ["000004.jsonl.gz", "000005.jsonl.gz", "000009.jsonl.gz.bak", "notes.txt"]
+
+
+def test_a_file_without_its_head_is_no_log(folder):
+    """What a daemon leaves that is killed before its first file has a head."""
+    folder.mkdir(parents=True)
+    (folder / "new").write_bytes(b"cut sh")
+    files = EventFiles(folder)
+    files.begin(b"head\n")
+    files.close()
+    assert [path.name for path in folder.iterdir()] == ["000001.jsonl.gz"]
+    assert readable(folder / "000001.jsonl.gz") == b"head\n"
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):

@@ -1,10 +1,15 @@
 """The recorder and the replay, on a machine in virtual time: what is kept leads to the same state, whatever is in the
 way of keeping it; and what was changed or cut is named."""
 
+import collections
 import gzip
 import itertools
 import json
+import os
 import random
+import re
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -351,6 +356,76 @@ def test_a_state_that_cannot_be_is_told_and_never_a_traceback(m, tmp_path):
             if name == "CatalogLoaded":
                 event["catalog"]["services"] = {}
     assert judged(lines, tmp_path / "log") is not None
+
+
+def test_no_damage_is_more_than_a_reason(m, tmp_path):
+    """A recording with bytes, words or lines changed, lost or doubled: it differs, or it cannot be read, and that is
+    said. Nothing else is ever raised, and nothing hangs."""
+    m.do("switch", "one")
+    m.do("switch", "two")
+    m.crash("b")
+    m.run(30)
+    m.recorder.close()
+    content = m.kept.files[0]
+    words = sorted({*re.findall(rb'"[\w-]+"|-?\d+\.?\d*|null|true|\[\]|\{\}', content)})
+    met = collections.Counter()
+    for seed in range(DAMAGES):
+        chance = random.Random(seed)
+        damaged = content
+        for _ in range(chance.randint(1, 3)):
+            damaged = harm(damaged, words, chance)
+        try:
+            replay = replayed(written(damaged, tmp_path / "log"))
+        except Unreadable as error:
+            assert error.message
+            met["unreadable"] += 1
+        else:
+            met["different" if replay.difference else "the same"] += 1
+    assert met["unreadable"] > DAMAGES // 20
+    assert met["different"] > DAMAGES // 20
+
+
+DAMAGES = 120
+
+
+def harm(content: bytes, words: list[bytes], chance: random.Random) -> bytes:
+    at = chance.randrange(len(content))
+    size = chance.choice([1, 1, 1, 10, 1000])
+    match chance.randrange(5):
+        case 0:
+            return content[:at] + chance.randbytes(size) + content[at + size :]
+        case 1:
+            return content[:at] + content[at + size :]
+        case 2:
+            return content[:at] + content[at : at + size] * 2 + content[at + size :]
+        case 3:  # one line as another
+            lines = content.splitlines(keepends=True)
+            lines[chance.randrange(len(lines))] = chance.choice(lines)
+            return b"".join(lines)
+        case _:  # well-formed, as far as possible, but not what happened
+            old = chance.choice(words)
+            return content.replace(old, chance.choice(words), chance.choice([1, 1, -1]))
+
+
+@pytest.mark.parametrize("seed", ["0", "1", "2"])
+def test_the_order_of_sets_leads_nowhere_else(m, tmp_path, seed):
+    """Whatever depends on a process's hash seed differs from one run to the next."""
+    for mode in ("one", "two", "one", "blank", "two"):
+        m.do("switch", mode)
+    m.crash("c")
+    m.run(30)
+    m.recorder.close()
+    path = written(m.kept.files[0], tmp_path / "log")
+    done = subprocess.run(
+        [sys.executable, "-m", "gpumodd", "replay", str(path)],
+        env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1].startswith("Identical: ")
 
 
 def test_real_files_hold_what_the_engine_was_given(m, tmp_path):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from gpumodd.demo.table import Device, DeviceTable
+from gpumodd.runtime.replay import Replay
 from tests.support import nvml_stub
 from tests.support.sandbox import Sandbox
 
@@ -186,6 +187,16 @@ class Daemon:
         elif self.process is not None and self.process.returncode == -signal.SIGKILL and self.box is None:
             self.start()  # leftovers of a killed daemon are ended by the next one
             self.stop()
+        if not any(exc):
+            self.check_recordings()
+
+    def check_recordings(self) -> None:
+        """What every daemon here was given leads a fresh engine to the same effects and the same state."""
+        for path in sorted((self.state / "events").glob("*.jsonl.gz")):
+            replay = Replay(path)
+            batches = sum(1 for _ in replay.batches())
+            assert replay.difference is None, f"{path.name} differs after {batches} batches: {replay.difference}"
+            assert not replay.broke, f"{path.name}: the engine broke after {batches} batches: {replay.broke}"
 
     def _end_units(self) -> None:
         assert self.box is not None

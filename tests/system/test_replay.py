@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from gpumodd.cli import run_command
+from gpumodd.core.state import State
+from gpumodd.runtime import recording
 from tests.support.daemon import Daemon, until
 
 SECRET = "hunter2-must-not-be-recorded"
@@ -170,8 +172,12 @@ def test_a_daemon_that_cannot_record_works(daemon: Daemon):
         (b'{"log": "gpumodd events", "format": 99, "version": "9.9"}\n', "its format is 99, this version reads 1"),
         (gzip.compress(b"garbage\n"), "it is not an event log of gpumodd"),
         (b"\x1f\x8b" + bytes(100), "line 1: it is damaged"),
+        (
+            recording.head(State(), version="1", boot_id="b", epoch=1e300, n=0),
+            "its state makes no sense: OverflowError",
+        ),
     ],
-    ids=["empty", "text", "escapes", "newer", "packed", "damaged"],
+    ids=["empty", "text", "escapes", "newer", "packed", "damaged", "absurd"],
 )
 def test_what_is_no_recording_is_one_line_on_stderr(tmp_path: Path, capsys, content: bytes, told: str):
     path = tmp_path / "log"
