@@ -12,6 +12,7 @@ LEDGER = "tests/core/test_ledger.py"
 SWITCHES = "tests/core/test_engine.py"
 RACES = "tests/core/test_races.py"
 DISPATCH = "tests/runtime/test_dispatch.py"
+RECORD = "tests/runtime/test_record.py"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,5 +115,20 @@ MUTANTS = (
         before="or fact.invocation != track.invocation:",
         after="or False:",
         suites=("tests/core/test_fold.py", ENGINE),
+    ),
+    # -- the recording
+    Mutant(
+        name="a replayed state is not compared",
+        file="gpumodd/runtime/replay.py",
+        before="if recorded != now:",
+        after="if recorded is None:",
+        suites=(RECORD,),
+    ),
+    Mutant(
+        name="a decision depends on what is not in the state",
+        file="gpumodd/core/engine.py",
+        before="if changed or (self.state.due is not None and self.state.due <= self.state.at):",
+        after="if changed or self.generation % 2 or (self.state.due or self.state.at + 1) <= self.state.at:",
+        suites=(ENGINE,),
     ),
 )
