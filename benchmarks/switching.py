@@ -1,152 +1,67 @@
-"""A whole switch against its critical path.
+"""A whole switch against its lower bound, for 1 to 16 services.
 
-The path is computed from the same commands run directly in the same round: how long each leaving service takes
-from SIGTERM until it is gone and its memory free, how long each incoming one from exec until it can answer 200,
-put together along the gates that memory and dependencies demand, with everything else overlapping perfectly.
-No daemon can be faster; what it takes longer is its own.
+The bound is made of the same commands run directly in the same round, overlapping in the same way: how long each
+leaving service takes from SIGTERM until it is gone and its memory free, how long each incoming one from exec until it
+can answer 200, put together along the gates that memory and dependencies demand. No daemon can be faster; what it
+takes longer is its own. For contrast, the same work one after the other.
 """
 
-import signal
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from benchmarks.direct import DirectServer
+from benchmarks import direct
 from benchmarks.figures import Figure, Spread
-from benchmarks.plot import Bar, timeline
+from benchmarks.plot import Bar, Line, lines, timeline
+from benchmarks.scenarios import SCENARIOS, Placed, Scenario
 from benchmarks.stage import FIFTY, Backend, Stage, free_ports
-from benchmarks.witness import Death
 from gpumodd.demo.model_server import boottime
 from gpumodd.demo.table import Device
 from tests.support.daemon import GPU, TOTAL_MIB, Daemon
 
-Placed = Mapping[tuple[str, str], tuple[float, float]]  # (what, service) -> begin and end, seconds
-
-
-@dataclass(frozen=True, kw_only=True)
-class Service:
-    """One of the four: its memory, its times, what it depends on and whose release it waits for."""
-
-    vram_mib: int
-    load_s: float = 0.0
-    term_s: float = 0.0
-    linger_s: float = 0.0
-    late_listen: bool = False
-    needs: tuple[str, ...] = ()
-    room_from: tuple[str, ...] = ()
-
-    @property
-    def server(self) -> list[str]:
-        """The model server's arguments."""
-        times = ["--load-s", f"{self.load_s:g}", "--term-s", f"{self.term_s:g}"]
-        linger = ["--linger-ms", str(round(1000 * self.linger_s))]
-        return [*times, *linger, *(["--late-listen"] if self.late_listen else [])]
-
-    def hurried(self, factor: float) -> "Service":
-        """The same with shorter times."""
-        return replace(self, load_s=self.load_s * factor, term_s=self.term_s * factor, linger_s=self.linger_s * factor)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scenario:
-    """Two services leave, two come. Nothing but these gates keeps them apart."""
-
-    name: str
-    words: str
-    leaving: Mapping[str, Service]
-    coming: Mapping[str, Service]
-
-    @property
-    def services(self) -> Mapping[str, Service]:
-        return {**self.leaving, **self.coming}
-
-    def hurried(self, factor: float) -> "Scenario":
-        """The same with shorter times."""
-        return replace(
-            self,
-            leaving={name: service.hurried(factor) for name, service in self.leaving.items()},
-            coming={name: service.hurried(factor) for name, service in self.coming.items()},
-        )
-
-    def ideal(self, took: Mapping[str, float]) -> Placed:
-        """When everything happens if all that may overlap does."""
-        placed: dict[tuple[str, str], tuple[float, float]] = {}
-
-        def place(what: str, service: str, seconds: float, after: list[tuple[str, str]]) -> None:
-            begin = max((placed[other][1] for other in after), default=0.0)
-            placed[what, service] = (begin, begin + seconds)
-
-        for name in self.leaving:  # dependents stand first
-            dependents = [other for other, service in self.leaving.items() if name in service.needs]
-            place("stop", name, took[name], [("stop", other) for other in dependents])
-            place("release", name, self.leaving[name].linger_s, [("stop", name)])
-        for name, service in self.coming.items():  # what is needed stands first
-            gates = [("release", other) for other in service.room_from] + [("start", other) for other in service.needs]
-            place("start", name, took[name], gates)
-        return placed
-
-
-# One device of 24564 MiB, of which 512 are reserved: what comes fits only where something has left.
-SCENARIOS = (
-    Scenario(
-        name="fan",
-        words="each of two starts waits for one of two releases",
-        leaving={
-            "fan-out-a": Service(vram_mib=9_000, term_s=0.2, linger_s=0.3),
-            "fan-out-b": Service(vram_mib=15_000, term_s=0.7, linger_s=0.2),
-        },
-        coming={
-            "fan-in-a": Service(vram_mib=9_000, load_s=1.2, room_from=("fan-out-a",)),
-            "fan-in-b": Service(vram_mib=15_000, load_s=0.9, late_listen=True, room_from=("fan-out-b",)),
-        },
-    ),
-    Scenario(
-        name="chain",
-        words="a dependent leaves before what it needs, another comes after what it needs",
-        leaving={
-            "chain-out-top": Service(vram_mib=4_000, term_s=0.1, linger_s=0.1, needs=("chain-out-low",)),
-            "chain-out-low": Service(vram_mib=20_000, term_s=0.4, linger_s=0.3),
-        },
-        coming={
-            "chain-in-low": Service(vram_mib=19_000, load_s=0.7, room_from=("chain-out-low",)),
-            "chain-in-top": Service(
-                vram_mib=5_000,
-                load_s=0.3,
-                late_listen=True,
-                needs=("chain-in-low",),
-                room_from=("chain-out-low", "chain-out-top"),
-            ),
-        },
-    ),
-)
+SHOWN_IN_TIME = ("mix4", "mix16", "chain")  # the scenarios whose last round is drawn as a timeline
 
 
 @dataclass
 class Rounds:
-    """What the rounds of one scenario found, in seconds."""
+    """What the rounds of one scenario on one backend found, in seconds."""
 
     switch: list[float] = field(default_factory=list)
-    path: list[float] = field(default_factory=list)
+    bound: list[float] = field(default_factory=list)
+    serial: float = 0.0
     ideal: Placed = field(default_factory=dict)  # of the last round …
     operation: dict[str, Any] = field(default_factory=dict)  # … and what the daemon made of it
 
 
 def measure(stage: Stage) -> Iterator[Figure]:
-    """Rounds: the daemon gets ready, the commands run directly, the daemon switches."""
+    """Rounds: the daemons get ready, the commands run directly, each daemon switches."""
     scenarios = [scenario.hurried(0.1) for scenario in SCENARIOS] if stage.quick else list(SCENARIOS)
-    for backend in stage.backends:
-        found = {scenario.name: Rounds() for scenario in scenarios}
-        with stage.daemon(backend, "switch") as daemon:
+    found = {(scenario.name, backend): Rounds() for scenario in scenarios for backend in stage.backends}
+    with ExitStack() as stack:
+        daemons = {backend: stack.enter_context(stage.daemon(backend, "switch")) for backend in stage.backends}
+        for daemon in daemons.values():
             configure(daemon, scenarios)
             daemon.start()
-            for _ in range(stage.times(7, 1)):
-                for scenario in scenarios:
-                    one_round(daemon, scenario, found[scenario.name])
-            assert not daemon.refusals(), "a device was over-committed"
         for scenario in scenarios:
-            rounds = found[scenario.name]
-            stage.plot(f"switching-{scenario.name}-{backend.name}", chart(scenario, rounds, backend.words))
+            serial = direct.one_by_one(daemons[stage.first], scenario)
+            for backend, daemon in daemons.items():
+                found[scenario.name, backend].serial = serial
+                if not stage.quick:  # so that it knows what each takes
+                    daemon.switch(f"{scenario.name}-before")
+                    daemon.switch(f"{scenario.name}-after")
+        for _ in range(stage.times(5, 1)):
+            for scenario in scenarios:
+                one_round(daemons, scenario, {backend: found[scenario.name, backend] for backend in daemons})
+        for daemon in daemons.values():
+            assert not daemon.refusals(), "a device was over-committed"
+    for backend in stage.backends:
+        for scenario in scenarios:
+            rounds = found[scenario.name, backend]
+            if scenario.name in SHOWN_IN_TIME:
+                stage.plot(f"switching-{scenario.name}-{backend.name}", chart(scenario, rounds, backend.words))
             yield from figures(scenario, rounds, backend)
         stage.fifty(backend)
         yield Figure(
@@ -157,30 +72,41 @@ def measure(stage: Stage) -> Iterator[Figure]:
             digits=0,
             how=f"servers that need no time to load; from the client's request to its answer; {backend.words}",
         )
+    by_size = {s.size: s.name for s in scenarios if s.name.startswith("mix")}
+    stage.plot("switching-sizes", sizes(by_size, found, stage.backends))
 
 
 def figures(scenario: Scenario, rounds: Rounds, backend: Backend) -> Iterator[Figure]:
-    """One scenario's."""
+    """One scenario's on one backend."""
+    what = f"{scenario.size} services" if scenario.name.startswith("mix") else scenario.name
+    what += f", {backend.name}"
     yield Figure(
         benchmark="switching",
-        name=f"switch / critical path, {scenario.name}, {backend.name}",
-        spread=Spread.ratio(rounds.switch, rounds.path),
+        name=f"switch / lower bound, {what}",
+        spread=Spread.ratio(rounds.switch, rounds.bound),
         unit="×",
-        goal=1.05,
+        goal=1.05 if scenario.size <= 4 else 1.10,
         digits=3,
         how=f"{scenario.words}; from the client's request to its answer; {backend.words}",
     )
     yield Figure(
         benchmark="switching",
-        name=f"above the critical path, {scenario.name}, {backend.name}",
-        spread=Spread.of(1000 * (s - p) for s, p in zip(rounds.switch, rounds.path, strict=True)),
+        name=f"above the lower bound, {what}",
+        spread=Spread.of(1000 * (s - p) for s, p in zip(rounds.switch, rounds.bound, strict=True)),
         unit="ms",
         digits=0,
         how="the same as a difference",
     )
+    yield Figure(
+        benchmark="switching",
+        name=f"one after the other / switch, {what}",
+        spread=Spread.of(rounds.serial / seconds for seconds in rounds.switch),
+        unit="×",
+        how="each command run directly and waited for, with its memory, before the next: so much longer",
+    )
 
 
-def configure(daemon: Daemon, scenarios: Sequence[Scenario]) -> None:
+def configure(daemon: Daemon, scenarios: list[Scenario]) -> None:
     """All scenarios' services and modes on one device."""
     daemon.table.create(Device(GPU, 0, TOTAL_MIB))
     services = {name: service for scenario in scenarios for name, service in scenario.services.items()}
@@ -191,38 +117,21 @@ def configure(daemon: Daemon, scenarios: Sequence[Scenario]) -> None:
         daemon.mode(f"{scenario.name}-after", *scenario.coming)
 
 
-def one_round(daemon: Daemon, scenario: Scenario, rounds: Rounds) -> None:
-    """One switch there, the commands directly, one switch on."""
-    daemon.switch(f"{scenario.name}-before")
-    took = {name: leave_directly(daemon, service) for name, service in scenario.leaving.items()}
-    took |= {name: come_directly(daemon, service) for name, service in scenario.coming.items()}
-    rounds.ideal = scenario.ideal(took)
-    begun = boottime()
-    rounds.operation = daemon.switch(f"{scenario.name}-after")
-    rounds.switch.append(boottime() - begun)
-    rounds.path.append(max(end for _, end in rounds.ideal.values()))
-
-
-# -- the same commands without a daemon -----------------------------------------------------------------------
-
-
-def come_directly(daemon: Daemon, service: Service) -> float:
-    """Seconds from exec until it can answer 200, by its own account."""
-    with DirectServer(daemon, service.vram_mib, service.server) as server:
-        return server.able_at() - server.begun
-
-
-def leave_directly(daemon: Daemon, service: Service) -> float:
-    """Seconds from SIGTERM until the process is gone."""
-    with DirectServer(daemon, service.vram_mib, service.server) as server:
-        server.able_at()
-        death = Death(server.process.pid)
+def one_round(daemons: Mapping[Backend, Daemon], scenario: Scenario, rounds: Mapping[Backend, Rounds]) -> None:
+    """Every daemon switches there, the commands run directly, each daemon switches on."""
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda daemon: daemon.switch(f"{scenario.name}-before"), daemons.values()))
+    ideal = scenario.ideal(direct.together(next(iter(daemons.values())), scenario))
+    for backend, daemon in daemons.items():
+        mine = rounds[backend]
+        mine.ideal = ideal
         begun = boottime()
-        server.process.send_signal(signal.SIGTERM)
-        return death.at() - begun
+        mine.operation = daemon.switch(f"{scenario.name}-after")
+        mine.switch.append(boottime() - begun)
+        mine.bound.append(max(end for _, end in ideal.values()))
 
 
-# -- the picture ----------------------------------------------------------------------------------------------
+# -- the pictures ---------------------------------------------------------------------------------------------
 
 SHOWN = {"stop": "stop", "wait_release": "release", "start": "start", "wait_ready": "start"}
 
@@ -254,3 +163,17 @@ def chart(scenario: Scenario, rounds: Rounds, backend: str) -> str:
 def seconds(at: str) -> float:
     """An RFC 3339 time as seconds."""
     return datetime.fromisoformat(at).timestamp()
+
+
+def sizes(names: Mapping[int, str], found: Mapping[tuple[str, Backend], Rounds], backends: list[Backend]) -> str:
+    """Seconds over the number of services: how little is between switch and bound, and what one by one takes."""
+
+    def line(words: str, of: Any, *, ideal: bool = False) -> Line:
+        return Line(name=words, points=[(size, of(name)) for size, name in names.items()], ideal=ideal)
+
+    first = backends[0]
+    shown = [line("one after the other", lambda name: found[name, first].serial)]
+    for backend in backends:
+        shown.append(line(backend.name, lambda name, b=backend: Spread.of(found[name, b].switch).median))
+    shown.append(line("lower bound", lambda name: Spread.of(found[name, first].bound).median, ideal=True))
+    return lines("a switch, in seconds, over the number of services that take part", shown)
