@@ -80,12 +80,15 @@ def _run_began(state: State, track: Track, fact: UnitFact) -> None:
 
 def _run_ended(state: State, service: str, track: Track, fact: UnitFact | None) -> None:
     at = state.at
-    if track.quarantined:
+    survivor = track.quarantined
+    if survivor:
         _released_from_quarantine(state, track)
     releases.mark_ended(state, service, at)
     if track.stop_asked_at is not None:
         state.measured(service, state.costs_of(service).stopped(at - track.stop_asked_at))
         story.ended(track, at)
+    elif survivor:
+        pass  # it was ending all along; who asked for that is forgotten
     elif fact is not None and fact.ended is Ended.JOB:
         if service in state.desired.services(state.catalog.services):
             track.stopped_outside = True

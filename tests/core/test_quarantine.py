@@ -75,6 +75,16 @@ def test_once_it_is_gone_all_is_as_if_nothing_had_been():
     assert m.do("switch", "a").state is State.SUCCEEDED
 
 
+def test_its_end_under_the_next_daemon_is_no_crash():
+    m = trapped()
+    m.restart_daemon()
+    m.run(60.0)
+    assert m.problems() == {"stop_failed"}
+    m.crash("a", code=9)
+    m.run(5.0)
+    assert (m.standing(), m.problems(), m.engine.state.track("a").failures) == ("converged", set(), 0)
+
+
 def test_it_is_killed_again_from_time_to_time():
     m = trapped()
     m.log.clear()
