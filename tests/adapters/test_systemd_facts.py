@@ -22,12 +22,13 @@ class Story:
         self.state = UnitState("a")
 
     def says(self, active: str, *, job: int = 0, run: bytes = FIRST, result: str = "success", pid: int = 0,
-             code: int = 0, status: int = 0, continuous: bool = True) -> UnitFact:  # fmt: skip
+             code: int = 0, status: int = 0, continuous: bool = True,
+             survivors: tuple[int, ...] = ()) -> UnitFact:  # fmt: skip
         properties: dict[str, Any] = {
             "ActiveState": active, "SubState": "sub", "InvocationID": run, "Job": (job, "/job"), "Result": result,
             "MainPID": pid, "ExecMainCode": code, "ExecMainStatus": status,
         }  # fmt: skip
-        return self.state.fold(properties, NOW, continuous=continuous)
+        return self.state.fold(properties, NOW, continuous=continuous, survivors=survivors)
 
     def started(self, run: bytes = FIRST, job: int = START) -> None:
         self.says("activating", job=job, run=run, pid=7)
@@ -46,6 +47,23 @@ def test_a_stop_job(story: Story) -> None:
     assert story.says("deactivating", job=STOP, pid=7).ended is Ended.JOB
     assert story.says("inactive", job=STOP).ended is Ended.JOB
     assert story.says("inactive").ended is Ended.JOB
+
+
+@pytest.mark.parametrize("main_pid", [7, 0])
+def test_who_survives_sigkill_is_not_gone_although_systemd_gives_up(story: Story, main_pid: int) -> None:
+    story.started()
+    story.says("deactivating", job=STOP, pid=7)
+    for job in (STOP, 0):
+        fact = story.says("failed", job=job, pid=main_pid, result="timeout", survivors=(7,))
+        assert not fact.gone
+    fact = story.says("failed", result="timeout", code=2, status=9)
+    assert (fact.gone, fact.ended) == (True, Ended.JOB)
+
+
+def test_who_survived_the_last_daemon_is_not_gone(story: Story) -> None:
+    assert story.says("failed", pid=7, result="timeout", continuous=False, survivors=(7,)).gone is False
+    assert story.state.unloaded(6000.0, survivors=(7,)).gone is False
+    assert story.state.unloaded(6001.0).gone is True
 
 
 @pytest.mark.parametrize(

@@ -95,13 +95,13 @@ class Connection:
         """Raises PortError when there is no bus; whether anyone answers on it shows with the first call."""
         try:
             self._bus = _bound(sdbus.sd_bus_open_user(), asyncio.get_running_loop())
+            # sdbus neither ends its signal streams nor raises when the bus goes away. A second, silent look at the same
+            # socket sees the hang-up at once; `ping` finds a bus that hangs without hanging up.
+            self._socket = os.dup(self._bus.get_fd())
         except BROKEN as error:
             raise port_error(error, "reach the user's D-Bus") from error
         self._slots: list[Any] = []
         self._lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        # sdbus neither ends its signal streams nor raises when the bus goes away. A second, silent look at the same
-        # socket sees the hang-up at once; `ping` finds a bus that hangs without hanging up.
-        self._socket = os.dup(self._bus.get_fd())
         self._hangup = select.epoll()
         self._hangup.register(self._socket, select.EPOLLRDHUP)
         asyncio.get_running_loop().add_reader(self._hangup.fileno(), self.lose, "the bus closed the connection")

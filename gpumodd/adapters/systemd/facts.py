@@ -46,15 +46,20 @@ class UnitState:
     pending: dict[str, Any] = field(default_factory=dict)  # the service's properties, until the unit's come
     start_job: int = 0  # the job that began the run; any other job that is there when it ends has ended it
 
-    def fold(self, properties: Mapping[str, Any], times: Times, *, continuous: bool = True) -> UnitFact:
-        """Take over a complete set of properties. Without `continuous` nobody has watched for a while:
-        something may have happened in between, and how a run ended is then unknown."""
+    def fold(
+        self, properties: Mapping[str, Any], times: Times, *, continuous: bool = True, survivors: tuple[int, ...] = ()
+    ) -> UnitFact:
+        """Take over a complete set of properties. Without `continuous` nobody has watched for a while: something may
+        have happened in between, and how a run ended is then unknown. `survivors` are left of a unit that the manager
+        has given up on."""
         active = active_state(str(properties.get("ActiveState", "")))
         invocation = bytes(properties.get("InvocationID", b"")).hex()
         job = int((properties.get("Job") or (0, "/"))[0])
         main_pid = int(properties.get("MainPID", 0)) or None
         before = self.fact
-        if active in GONE and main_pid:  # a start in the making: the next change tells of the new run
+        if (
+            active in GONE and main_pid and (job or not survivors)
+        ):  # a start in the making: the next change tells of the new run
             if before is not None:
                 return before
             invocation, main_pid = "", None
@@ -79,6 +84,7 @@ class UnitState:
             exit_code=exit_code(result, properties) if active not in RUNS else None,
             ended=ended,
             since=times.since(int(properties.get("StateChangeTimestampMonotonic", 0))),
+            pids=survivors,
         )
         return self.fact
 
@@ -91,14 +97,16 @@ class UnitState:
             self.started_us = max(bound for bound in bounds if bound <= left)
         self.ended_us = max(self.ended_us, entered)
 
-    def unloaded(self, at: float) -> UnitFact:
+    def unloaded(self, at: float, *, survivors: tuple[int, ...] = ()) -> UnitFact:
         """The manager does not know this unit: it does not run, and how it ended is known if it was seen."""
         before = self.fact
-        if before is not None and before.gone:
-            self.fact = replace(before, active=Active.INACTIVE, sub="dead", at=at)
+        if before is not None and before.active in GONE:
+            self.fact = replace(before, active=Active.INACTIVE, sub="dead", at=at, pids=survivors)
         else:
             invocation = before.invocation if before else ""
-            self.fact = UnitFact(service=self.service, active=Active.INACTIVE, at=at, sub="dead", invocation=invocation)
+            self.fact = UnitFact(
+                service=self.service, active=Active.INACTIVE, at=at, sub="dead", invocation=invocation, pids=survivors
+            )
         return self.fact
 
 

@@ -6,6 +6,7 @@ from gpumodd.ports import PortError
 
 _SERVICE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _UNIT = re.compile(rf"gpumod-({_SERVICE.pattern})\.service")
+SLICE = "gpumod.slice"
 PATTERN = "gpumod-*.service"  # for the manager; `service_of` decides
 
 

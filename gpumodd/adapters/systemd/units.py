@@ -23,6 +23,7 @@ from gpumodd.adapters.systemd.facts import Times, UnitState, plain
 from gpumodd.adapters.systemd.jobs import Jobs
 from gpumodd.adapters.systemd.journal import LATE_S, Journal
 from gpumodd.adapters.systemd.names import PATTERN, service_of, unit_name
+from gpumodd.adapters.systemd.survivors import Survivors
 from gpumodd.adapters.systemd.unit_files import UnitDirectory
 from gpumodd.core.facts import UnitFact
 from gpumodd.drivers.api import UnitFile
@@ -79,6 +80,7 @@ class SystemdUnits:
         self._manager_cgroup = ""
         self._cgroup_mount = procfs.cgroup_mount()
         self._cgroups: dict[str, tuple[str, Path]] = {}  # by service: the run, and where its processes are
+        self._survivors = Survivors(self.refresh)
         self._reloaded = False
         self._stack = AsyncExitStack()
 
@@ -91,6 +93,7 @@ class SystemdUnits:
             tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
             tasks.start_soon(self._stay_connected)
+            tasks.start_soon(self._survivors.watch)
             self._stack = stack.pop_all()
         return self
 
@@ -129,6 +132,8 @@ class SystemdUnits:
             )
             await self._manager("watch the user manager", "Subscribe")
             self._manager_cgroup = str(await self._property(SYSTEMD_PATH, MANAGER, "ControlGroup"))
+            if self._cgroup_mount is not None:
+                self._survivors.manager = self._cgroup_mount / self._manager_cgroup.lstrip("/")
             await self._resync()
         except BaseException:
             self._disconnect()
@@ -161,7 +166,7 @@ class SystemdUnits:
             state.pending = plain(changed)
         elif interface == UNIT_INTERFACE:
             before = state.fact
-            fact = state.fold({**state.pending, **plain(changed)}, self._times())
+            fact = self._fold(service, {**state.pending, **plain(changed)})
             if before is None or _differs(before, fact):
                 self._feed.send(UnitsChanged(facts=(fact,)))
 
@@ -171,13 +176,17 @@ class SystemdUnits:
         running = {service: str(row[6]) for row in loaded if (service := service_of(str(row[0])))}
         known = running.keys() | await anyio.to_thread.run_sync(self._files.present)
         for service in sorted(known):
-            state = self._state(service)
             if service in running:
-                state.fold(await self._properties(running[service]), self._times(), continuous=False)
+                self._fold(service, await self._properties(running[service]), continuous=False)
             else:
-                state.unloaded(self._clock.boottime())
+                self._state(service).unloaded(self._clock.boottime(), survivors=self._survivors.of(service))
         for service in self._states.keys() - known:
             del self._states[service]
+
+    def _fold(self, service: str, properties: Mapping[str, Any], *, continuous: bool = True) -> UnitFact:
+        gone = properties.get("ActiveState") in ("inactive", "failed")
+        survivors = self._survivors.of(service) if gone else ()
+        return self._state(service).fold(properties, self._times(), continuous=continuous, survivors=survivors)
 
     def _snapshot(self) -> UnitsChanged:
         facts = (self._states[service].fact for service in sorted(self._states))
@@ -281,10 +290,10 @@ class SystemdUnits:
         path = await self._loaded(service)
         state = self._states.get(service) or UnitState(service)
         if path is None:
-            fact = state.unloaded(self._clock.boottime())
+            fact = state.unloaded(self._clock.boottime(), survivors=self._survivors.of(service))
         else:
-            fact = self._state(service).fold(await self._properties(path), self._times())
-        self._feed.send(UnitsChanged(facts=(replace(fact, pids=await self.pids(service)),)))
+            fact = self._fold(service, await self._properties(path))
+        self._feed.send(UnitsChanged(facts=(replace(fact, pids=await self.pids(service) or fact.pids),)))
 
     async def pids(self, service: str) -> tuple[int, ...]:
         folder = await self._cgroup(service)
@@ -366,5 +375,5 @@ def _differs(before: UnitFact, after: UnitFact) -> bool:
     """A job that comes or goes changes nothing that a fact says."""
     return any(
         getattr(before, name) != getattr(after, name)
-        for name in ("active", "sub", "main_pid", "invocation", "result", "exit_code", "ended")
+        for name in ("active", "sub", "main_pid", "invocation", "result", "exit_code", "ended", "gone")
     )
