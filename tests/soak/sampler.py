@@ -43,9 +43,9 @@ class Sampler:
         self.table = table
         self.slice = slice_
         self.reserve_mib = reserve_mib
-        self.manager = 0
         self.promises: dict[tuple[int, int], tuple[int, list[str]]] = {}
         self.running: dict[str, tuple[int, int]] = {}
+        self.mains: dict[tuple[int, int], bool] = {}
         self.clear()
 
     def clear(self) -> None:
@@ -89,13 +89,9 @@ class Sampler:
         self.seen["samples"] += 1
 
     def note_runs(self, lived: dict[str, frozenset[tuple[int, int]]]) -> None:
-        """A main process is the service manager's own child; two of them at once are one too many."""
+        """A main process is born as the service manager's own child; two of them at once are one too many."""
         for service, processes in lived.items():
-            mains = []
-            for process in sorted(processes, key=lambda p: p[1]):
-                parent = stat(process[0])[0]
-                if parent and read(f"/proc/{parent}/comm").strip() in (b"systemd", b"(sd-pam)"):
-                    mains.append(process)
+            mains = [p for p in sorted(processes, key=lambda p: p[1]) if self.is_main(p)]
             if len(mains) > 1 and len(self.seen["twice"]) < KEPT:
                 self.seen["twice"].append([service, [pid for pid, _ in mains]])
             for main in mains:
@@ -103,6 +99,13 @@ class Sampler:
                     self.seen["runs"].append([service, main[0]])
             if mains:
                 self.running[service] = mains[-1]
+
+    def is_main(self, process: tuple[int, int]) -> bool:
+        """Decided when it is first seen: an orphan is given to the manager later."""
+        if process not in self.mains:
+            parent = stat(process[0])[0]
+            self.mains[process] = bool(parent) and read(f"/proc/{parent}/comm").strip() == b"systemd"
+        return self.mains[process]
 
     def add_up(self, text: str, lived: dict[str, frozenset[tuple[int, int]]]) -> None:
         devices: dict[str, tuple[int, int]] = {}

@@ -57,9 +57,9 @@ class UnitState:
         job = int((properties.get("Job") or (0, "/"))[0])
         main_pid = int(properties.get("MainPID", 0)) or None
         before = self.fact
-        if (
-            active in GONE and main_pid and (job or not survivors)
-        ):  # a start in the making: the next change tells of the new run
+        if job or active not in GONE:
+            survivors = ()  # while a job is under way, these may be the next run's
+        if active in GONE and main_pid and not survivors:  # a start in the making: the next change tells of the new run
             if before is not None:
                 return before
             invocation, main_pid = "", None
