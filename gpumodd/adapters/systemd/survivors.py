@@ -5,6 +5,7 @@ and says nothing when they end at last. Owns the look into that cgroup, and the 
 """
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -43,9 +44,7 @@ class Survivors:
             for service in sorted(self._known):
                 if not self.of(service):
                     self._known.discard(service)
-                    try:
+                    with suppress(PortError):  # the manager is out of reach: who finds it again looks at everything
                         await self._tell(service)
-                    except PortError:
-                        pass  # the manager is out of reach; whoever finds it again looks at everything
             if not self._known:
                 self._some = anyio.Event()
