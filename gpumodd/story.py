@@ -132,6 +132,8 @@ def _told_by_effect(effect: fx.Effect) -> Iterator[tuple[str, str]]:
             yield "refused", refusal.message
         case fx.Announce(change=fx.PhaseChanged() as change):
             yield "phase", f"{change.service}: {change.before} → {change.now}"
+        case fx.Announce(change=fx.ModeChanged() as change):
+            yield "mode", f"{change.reached or 'none'}, wanted: {change.wanted or 'none'}"
         case fx.Announce(change=fx.OperationChanged(operation=op)):
             why = f": {op.failure.reason.message}" if op.failure is not None else ""
             back = f", on its way to {op.returning}" if op.state.open and op.returning is not None else ""

@@ -271,6 +271,9 @@ class Views:
                 data = _of_operation(change.operation)
                 error = self._operations.error(change.operation)
                 return "operation", {**data, "error": msgspec.to_builtins(error)} if error else data
+            case fx.ModeChanged() as change:
+                was = {"mode": change.was_reached, "desired_mode": change.was_wanted}
+                return "mode", {"mode": change.reached, "desired_mode": change.wanted, "was": was}
 
     # -- simulation -------------------------------------------------------------------------------------------
 

@@ -119,10 +119,23 @@ class OperationChanged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModeChanged:
+    """Another mode is wanted, or the one last reached in full is another."""
+
+    wanted: str | None
+    reached: str | None
+    was_wanted: str | None
+    was_reached: str | None
+
+
+Change = PhaseChanged | StepChanged | OperationChanged | ModeChanged
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Announce:
     """Tell subscribers what changed."""
 
-    change: PhaseChanged | StepChanged | OperationChanged
+    change: Change
 
 
 Effect = Save | StartUnit | StopUnit | KillUnit | Inspect | ReadLogs | SampleDevices | RefreshUnits | Reply | Announce

@@ -40,6 +40,7 @@ class Journal:
             state.retry_save_at = None
         if not state.observing and state.retry_save_at is None:
             self._save()
+        self._tell_modes()
         self._tell_operations()
         self._forget_old()
 
@@ -52,6 +53,17 @@ class Journal:
             state.saved = durable
             state.to_save.clear()
             self._outbox.emit_first(fx.Save(snapshot=snapshot, operations=changed))
+
+    def _tell_modes(self) -> None:
+        """What the last daemon left is not news; whoever subscribes is told the status first."""
+        state = self._state
+        now, before = (state.desired.mode, state.reached_mode), state.told_modes
+        if state.observing or now == before:
+            return
+        state.told_modes = now
+        if before is not None:
+            change = fx.ModeChanged(wanted=now[0], reached=now[1], was_wanted=before[0], was_reached=before[1])
+            self._outbox.emit(fx.Announce(change=change))
 
     def _tell_operations(self) -> None:
         state = self._state

@@ -128,6 +128,7 @@ class State:
     quiesce_from: float | None = None  # when the newest release was verified
     saved: Snapshot | None = None  # what was made durable last, less what only rides along
     to_save: set[str] = field(default_factory=set)  # operations that have changed since they were saved
+    told_modes: tuple[str | None, str | None] | None = None  # wanted and reached, as subscribers know them
     to_tell: dict[str, Operation | None] = field(default_factory=dict)  # changed in this batch; what they were before
     unsaved: str = ""  # why the state file cannot be written
     retry_save_at: float | None = None  # no attempt to write it before

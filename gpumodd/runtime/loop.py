@@ -95,7 +95,7 @@ class Loop:
             await self._ended.setdefault(operation, anyio.Event()).wait()
         return op
 
-    def told(self, change: fx.PhaseChanged | fx.StepChanged | fx.OperationChanged) -> None:
+    def told(self, change: fx.Change) -> None:
         """This change is durable and has been announced: whoever waits for an operation's end may go on."""
         if isinstance(change, fx.OperationChanged) and not change.operation.state.open:
             self._ended.pop(change.operation.id, anyio.Event()).set()

@@ -120,6 +120,8 @@ def in_short(effect: fx.Effect) -> tuple[str, object]:
             return "Save", {"operations": [op.id for op in effect.operations]}
         case fx.Announce(change=fx.PhaseChanged() as change):
             return "PhaseChanged", change
+        case fx.Announce(change=fx.ModeChanged() as change):
+            return "ModeChanged", change
         case fx.Announce(change=fx.OperationChanged(operation=op)):
             return "OperationChanged", {"operation": op.id, "kind": op.kind, "target": op.target, "state": op.state}
         case fx.Announce(change=fx.StepChanged(operation=op, step=step)):

@@ -29,7 +29,6 @@ class DeviceWatcher:
         self._loop = loop
         self._interval = attention.IDLE_S
         self._wake = anyio.Event()
-        self._error = ""
         self._host_at = -HOST_IDLE_S
 
     def follow(self) -> None:
@@ -46,9 +45,6 @@ class DeviceWatcher:
     async def sample(self, *, thorough: bool = False) -> DevicesFact:
         """One sample with each process's service filled in; `thorough` looks at the devices' health anew."""
         fact = await self._devices.sample(thorough=thorough)
-        if fact.error != self._error:
-            self._error = fact.error
-            log.warning("devices_unreadable", error=fact.error) if fact.error else log.info("devices_readable")
         return replace(fact, devices=tuple(self._owned(device) for device in fact.devices))
 
     def _owned(self, device: DeviceFact) -> DeviceFact:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from gpumodd.core import conditions
+from gpumodd.core import effects as fx
 from gpumodd.core import events as ev
 from gpumodd.core.facts import DevicesFact, Ended
 from gpumodd.core.problems import CODES
@@ -195,3 +196,31 @@ def test_a_desired_service_that_nothing_starts_is_named():
     m.touch()
     m.run(5.0)
     assert (str(op.state), m.standing(), m.problems()) == ("failed", "degraded", {"not_running"})
+
+
+def test_a_mode_that_is_wanted_and_one_that_is_reached_are_told():
+    m = machine()  # one is reached
+    m.history.clear()
+    m.do("switch", "two")
+    m.do("stop", "b")  # the mode stays what it is
+    m.do("switch", "blank")
+    told = [
+        (c.was_reached, c.was_wanted, c.reached, c.wanted)
+        for _, effects in m.history
+        for effect in effects
+        if isinstance(effect, fx.Announce) and isinstance(c := effect.change, fx.ModeChanged)
+    ]
+    assert told == [
+        ("one", "one", "one", "two"),
+        ("one", "two", "two", "two"),
+        ("two", "two", "two", "blank"),
+        ("two", "blank", "blank", "blank"),
+    ]
+
+
+def test_what_the_last_daemon_reached_is_no_news():
+    m = machine()
+    m.restart_daemon()
+    m.run(5.0)
+    told = [e.change for _, effects in m.history for e in effects if isinstance(e, fx.Announce)]
+    assert not [change for change in told if isinstance(change, fx.ModeChanged)]

@@ -202,9 +202,24 @@ def test_logs_cannot_touch_the_terminal(ctl):
 
 
 def test_events_are_lines(ctl):
-    lines = ctl("events", "-n", "3").stdout.splitlines()
-    assert len(lines) == 3
-    assert lines[0].split() == ["2026-01-02T03:04:05Z", "1", "service", "service=whisper", "phase=ready", "cursor=1"]
+    lines = ctl("events", "-n", "14", COLUMNS="200").stdout.splitlines()
+    assert [line.split("  ", 3)[0] for line in lines] == ["2026-01-02T03:04:05Z"] * 14
+    assert [line[41:] for line in lines] == [
+        "service=whisper phase=ready cursor=1",
+        "whisper: loading → ready",
+        "7 switch rag running",
+        "7 switch rag: stop whisper done in 0.5 s",
+        "7 switch rag: start vllm-embedding failed: cannot start vllm-embedding: it was not healthy within 300 s",
+        "7 switch rag rolled back: it broke",
+        "rag",
+        "rag, wanted: chat",
+        "GPU 0 RTX: lost: it cannot be used",
+        "devices: problem: it cannot be used",
+        "gave_up: a is left alone",
+        "gave_up is over: a is left alone",
+        "reloaded: 1 added, 0 changed, 0 removed, 1 errors",
+        "dropped=true hint=too slow",
+    ]
     documents = [json.loads(line) for line in ctl("events", "-n", "3", "--json").stdout.splitlines()]
     assert [event["cursor"] for event in documents] == [1, 2, 3]
 

@@ -1,9 +1,12 @@
 """docs/rpc.md, docs/cli.md and docs/problems.md say what the code says."""
 
+import typing
+
 import pytest
 
 from gpumodd.wire.methods import METHODS
-from tests.support.docs import DOCS, PAGES
+from gpumodd.wire.types import Topic
+from tests.support.docs import DOCS, PAGES, TOPICS
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -22,3 +25,9 @@ def test_every_link_leads_somewhere():
     page = PAGES["rpc.md"]()
     heads = {line.removeprefix("### ").lower() for line in page.splitlines() if line.startswith("### ")}
     assert set(re.findall(r"\]\(#([a-z]+)\)", page)) <= heads
+
+
+def test_every_topic_is_described():
+    assert TOPICS.keys() == set(typing.get_args(Topic))
+    page = PAGES["rpc.md"]()
+    assert all(f"| `{topic}` | " in page for topic in TOPICS)

@@ -254,11 +254,11 @@ def test_a_part_too_many_and_a_part_too_few_are_named(m, tmp_path):
 def test_what_was_not_written_again_still_counts(m, tmp_path):
     """A mark names what has changed; a state that changes where no mark says so differs, too."""
     lines = lines_of(m)
-    lines[0]["state"]["reached_mode"] = "two"
+    lines[0]["state"]["started_at"] = 1.0
     for line in lines:
-        line.get("parts", {}).pop("reached_mode", None)
+        line.get("parts", {}).pop("started_at", None)
     difference = judged(lines, tmp_path / "log")
-    assert (difference.where, difference.recorded, difference.replayed) == ("reached_mode", "two", "one")
+    assert (difference.where, difference.recorded, difference.replayed) == ("started_at", 1.0, 1000.0)
 
 
 def test_other_events_lead_elsewhere(m, tmp_path):

@@ -61,7 +61,31 @@ touched. `operation.get` and `operation.wait` always answer with the Operation, 
 With `progress: true`, `mode.switch` also sends a notification `progress` for each step that changes. One operation of
 this kind runs at a time: a second switch to the same mode joins the first, one to another mode supersedes it, and the
 first ends `cancelled` with the error code `conflict`. `force` passes refusals for memory and quiesce only.
+
+## Events
+
+After `events.subscribe` each change comes as a notification `event`, of one of these topics. A subscriber that does not
+keep up is dropped with a last event of the topic `daemon`, and goes on with `after` set to the cursor it names.
 """
+
+TOPICS = {
+    "service": ("a service's phase changed", "`service`, `from`, `to`"),
+    "operation": (
+        "an operation began, turned back or ended; with `step`, one of its steps changed",
+        "`operation`, `kind`, `target`, `state`, `step`: [Step](#step), `error`: [OperationError](#operationerror)",
+    ),
+    "mode": (
+        "another mode is wanted, or was reached in full",
+        "`mode` and `desired_mode` as in the status, `was`: both before",
+    ),
+    "device": (
+        "a device is `lost` or `back`, or a `problem` of it came or is `over`; samples are no events",
+        "`device`: its UUID, null for all, `index`, `name`, `state`, `code`, `message`",
+    ),
+    "problem": ("a problem came (`raised`) or went", "`raised`, `problem`: [Problem](#problem)"),
+    "config": ("the configuration was read again", "[Reload](#reload)"),
+    "daemon": ("this subscriber is dropped", "`dropped`, `hint`"),
+}
 
 ERRORS_INTRO = """## Errors
 
@@ -139,7 +163,8 @@ gpumodctl simulate MODE               # would it fit, and if not, why
 
 def rpc() -> str:
     """docs/rpc.md."""
-    parts = [REGENERATE + RPC_INTRO, "## Methods\n"]
+    topics = [f"| `{topic}` | {when} | {data} |" for topic, (when, data) in TOPICS.items()]
+    parts = [REGENERATE + RPC_INTRO, "| topic | when | data |\n|---|---|---|", *topics, "\n## Methods\n"]
     parts += [_method(method) for method in METHODS.values()]
     parts.append("## Notifications\n")
     parts += [f"- `{name}`: {_type(struct)}" for name, struct in NOTIFICATIONS.items()]

@@ -277,12 +277,31 @@ def simulate(_session: Session, params: Any) -> Any:
     return SIMULATION
 
 
+OPERATION = {"operation": "7", "kind": "switch", "target": "rag"}
+DEVICE_LOST = {"device": "GPU-0000", "index": 0, "name": "RTX", "code": "device_lost", "message": "it cannot be used"}
+EVENTS: list[tuple[str, dict[str, Any]]] = [
+    ("service", {"service": "whisper", "phase": "ready\x1b[2J", "cursor": 1}),  # of a later version
+    ("service", {"service": "whisper", "from": "loading", "to": "ready\x1b[2J"}),
+    ("operation", OPERATION | {"state": "running"}),
+    ("operation", OPERATION | {"state": "running", "step": as_dict(ROLLED_BACK.steps[0])}),
+    ("operation", OPERATION | {"state": "running", "step": as_dict(ROLLED_BACK.steps[1])}),
+    ("operation", OPERATION | {"state": "rolled_back", "error": {"code": "x", "message": "it broke"}}),
+    ("mode", {"mode": "rag", "desired_mode": "rag", "was": {"mode": "blank", "desired_mode": "rag"}}),
+    ("mode", {"mode": "rag", "desired_mode": "chat", "was": {}}),
+    ("device", DEVICE_LOST | {"state": "lost"}),
+    ("device", DEVICE_LOST | {"device": None, "index": None, "state": "problem"}),
+    ("problem", {"raised": True, "problem": {"code": "gave_up", "message": "a is left alone"}}),
+    ("problem", {"raised": False, "problem": {"code": "gave_up", "message": "a is left alone"}}),
+    ("config", {"added": ["a"], "changed": [], "removed": [], "unchanged": [], "errors": [{}]}),
+    ("daemon", {"dropped": True, "hint": "too slow"}),
+]
+
+
 def subscribe(session: Session, _params: Any) -> Any:
     async def pump() -> None:
-        for cursor in range(1, 4):
+        for cursor, (topic, data) in enumerate(EVENTS, 1):
             await session.drained()
-            data = {"service": "whisper", "phase": "ready\x1b[2J", "cursor": cursor}
-            session.notify("event", t.Event(cursor=cursor, at="2026-01-02T03:04:05Z", topic="service", data=data))
+            session.notify("event", {"cursor": cursor, "at": "2026-01-02T03:04:05Z", "topic": topic, "data": data})
         await session.closed.wait()
 
     return Reply(t.Subscription(cursor=0, status=STATUS), then=pump)

@@ -8,6 +8,7 @@ import pytest
 
 from gpumodd.demo.table import Device
 from tests.support.daemon import Daemon, until
+from tests.system.talk import Talk
 
 FIRST, SECOND = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-bbbbbbbb-0000-0000-0000-000000000002"
 on_both = pytest.mark.parametrize("two", ["simulated", "nvml"], indirect=True)
@@ -120,3 +121,40 @@ def test_who_runs_on_a_device_that_vanishes_is_left_alone_and_known_again_when_i
         assert shown == {SECOND: (0, 1000, 0), FIRST: (1, 20000, 0)}
         assert (d.status()["state"], d.ready(), pids(d)) == ("converged", {"a", "beside"}, before)
         assert len(d.rpc("operation.list")) == 1
+
+
+@on_both
+def test_subscribers_hear_of_devices_and_modes(two: Daemon):
+    with two as d, Talk(d.socket) as talk:
+        talk.call("events.subscribe", topics=["device", "mode"])
+        table = d.root / "devices.table"
+        aside = table.rename(table.with_suffix(".aside"))
+        try:
+            gone = talk.event()
+            assert (gone["topic"], gone["data"]["device"]) == ("device", None)
+            assert (gone["data"]["state"], gone["data"]["code"]) == ("problem", "devices_unreadable")
+            assert gone["data"]["message"]
+        finally:
+            aside.rename(table)
+        assert talk.event("device")["data"]["state"] == "over"
+        d.switch("a")
+        wanted = talk.event()
+        assert (wanted["topic"], wanted["data"]) == (
+            "mode",
+            {"mode": "blank", "desired_mode": "a", "was": {"mode": "blank", "desired_mode": None}},
+        )
+        assert talk.event()["data"] == {"mode": "a", "desired_mode": "a", "was": {"mode": "blank", "desired_mode": "a"}}
+        line = d.ctl("events", "--topics", "mode", "--after", "0", "-n", "1").stdout
+        assert line.split()[2:] == ["mode", "blank,", "wanted:", "a"]
+
+
+@on_both
+def test_a_lost_device_is_news_once_and_so_is_its_return(two: Daemon):
+    with two as d, Talk(d.socket) as talk:
+        talk.call("events.subscribe", topics=["device"])
+        d.table.set_lost(SECOND)
+        lost = talk.event()["data"]
+        assert (lost["device"], lost["index"], lost["name"], lost["state"]) == (SECOND, 1, "Second", "lost")
+        d.table.set_lost(SECOND, 0)
+        back = talk.event()["data"]
+        assert (back["device"], back["state"], back["code"]) == (SECOND, "back", "device_lost")
