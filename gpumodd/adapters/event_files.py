@@ -10,6 +10,7 @@ import stat
 import threading
 import zlib
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -30,7 +31,7 @@ class EventFiles:
         self._folder = folder
         self._file_bytes = file_bytes
         self._total_bytes = total_bytes
-        self._items: SimpleQueue[_Begin | bytes | None] = SimpleQueue()
+        self._items: SimpleQueue[_Lines | None] = SimpleQueue()
         self._worker: threading.Thread | None = None
         # Each number is written by one side only: the first two by whoever records, the others by the thread.
         self._begun = self._queued = 0
@@ -48,12 +49,12 @@ class EventFiles:
         if self._worker is None:
             self._worker = threading.Thread(target=self._work, name="events", daemon=True)
             self._worker.start()
-        self._put(_Begin(head))
+        self._put(_Lines(head, begins=self._begun))
 
     def append(self, lines: bytes) -> None:
         """More for the file that was begun last."""
         if not self.trouble:
-            self._put(lines)
+            self._put(_Lines(lines))
 
     def close(self) -> None:
         """End the file, if the disk lets us."""
@@ -61,11 +62,11 @@ class EventFiles:
         if self._worker is not None:
             self._worker.join(CLOSE_S)
 
-    def _put(self, item: "_Begin | bytes") -> None:
+    def _put(self, item: "_Lines") -> None:
         if self._queued - self._done > BACKLOG_BYTES:
             self.trouble = f"cannot write to {self._folder}: the disk does not keep up"
             return
-        self._queued += len(item)
+        self._queued += len(item.content)
         self._items.put(item)
 
     # --- on the thread ------------------------------------------------------------------------------------------------
@@ -74,26 +75,26 @@ class EventFiles:
         file: _File | None = None
         while (item := self._items.get()) is not None:
             try:
-                if isinstance(item, _Begin):
+                if item.begins:
                     ended, file = file, None
                     if ended is not None:
                         ended.close()
-                    file = self._open(item)
-                    self._size, self._opened = file.size, self._opened + 1
+                    file = self._open(item.content)
+                    self._size, self._opened = file.size, item.begins
                 elif file is not None:
-                    file.write(item)
+                    file.write(item.content)
                     self._size = file.size
             except OSError as error:
                 self.trouble = f"cannot write to {self._folder}: {os.strerror(error.errno or 0).lower()}"
                 if file is not None:
                     file.abandon()
                     file = None
-            self._done += len(item)
+            self._done += len(item.content)
         if file is not None:
             with suppress(OSError):
                 file.close()
 
-    def _open(self, begin: "_Begin") -> "_File":
+    def _open(self, head: bytes) -> "_File":
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if stat.S_IMODE(self._folder.stat().st_mode) & 0o077:
             self._folder.chmod(0o700)
@@ -104,7 +105,7 @@ class EventFiles:
         unnamed.unlink(missing_ok=True)
         file = _File(unnamed)
         try:
-            file.write(begin)
+            file.write(head)
             unnamed.rename(self._folder / f"{number:06}.jsonl.gz")
         except OSError:
             file.abandon()
@@ -126,8 +127,12 @@ class EventFiles:
         return {int(match[1]): path for match, path in matches if match is not None}
 
 
-class _Begin(bytes):
-    """The head of a new file."""
+@dataclass(frozen=True, slots=True)
+class _Lines:
+    """What is to be written."""
+
+    content: bytes
+    begins: int = 0  # to a new file, the one with this number since the start
 
 
 class _File:

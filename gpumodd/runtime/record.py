@@ -63,6 +63,9 @@ class Recorder:
         self._add(recording.batch(self._n, batch, effects))
         if effects is None:
             self._write()
+            log.error(
+                "engine_broke", batch=self._n, hint="`gpumodd replay` of the newest file breaks in the same place"
+            )
         elif self._log.full:
             self._mark()
             self._begin()

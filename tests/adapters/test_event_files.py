@@ -10,6 +10,7 @@ import threading
 import time
 import zlib
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
@@ -149,22 +150,35 @@ def test_who_records_never_waits_for_the_disk(folder):
     assert time.monotonic() - began < 5
     assert files.trouble == f"cannot write to {folder}: the disk does not keep up"
     assert 15 << 20 < files._items.size <= (16 << 20) + 500_001
+    files.begin(b"lost, too\n")
+    assert files.trouble
     files._items.goes_on.set()
-    files._worker.join()
+    until(lambda: files._queued == files._done)
+    assert readable(folder / "000001.jsonl.gz").count(b"\n") > 30
+    files.begin(b"again\n")
+    for number in range(3):
+        files.append(noise(2 << 20))
+        until(lambda: files._queued == files._done)
+        assert files.full == (number >= 1)
+    files.close()
+    assert readable(folder / "000002.jsonl.gz").startswith(b"again\n")
 
 
-class Stuck:
-    """A queue from which nothing is taken: the thread is held up by a disk."""
+class Stuck(SimpleQueue):
+    """A queue from which nothing is taken for a while: the thread is held up by a disk."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.size = 0
         self.goes_on = threading.Event()
 
-    def get(self) -> None:
+    def get(self) -> object:
         self.goes_on.wait()
+        return super().get()
 
-    def put(self, item: bytes) -> None:
-        self.size += len(item)
+    def put(self, item) -> None:
+        self.size += len(item.content) if item is not None else 0
+        super().put(item)
 
 
 DISK = """

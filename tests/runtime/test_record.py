@@ -178,8 +178,9 @@ def test_the_batch_on_which_the_engine_breaks_is_kept_and_breaks_it_again(tmp_pa
     loop = Loop(Engine(), clock)
     loop.recorded = Recorder(loop.engine, kept, clock).observe
     loop.handle_now(ev.Ticked(at=1.0))
-    with pytest.raises(AssertionError, match="no rule for"):
+    with capture_logs() as told, pytest.raises(AssertionError, match="no rule for"):
         loop.handle_now(ev.Ticked(at=2.0), ev.Event(at=2.0))
+    assert [(line["event"], line["batch"]) for line in told] == [("engine_broke", 2)]
     replay = replayed(written(kept.files[0], tmp_path / "log"))
     assert replay.difference is None
     assert replay.broke.startswith("AssertionError: no rule for Event")
