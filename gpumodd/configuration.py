@@ -139,10 +139,16 @@ class Configuration:
         return [s for s in sorted(state.catalog.services) if world.stale(state, s)]
 
     async def _restart(self, stale: list[str]) -> list[str]:
-        """Ask for a restart of each; the engine judges and orders them as anybody's."""
+        """Ask for a restart of each, and say which are under way; the engine judges and orders them as anybody's. What
+        is refused goes on as it is, and stale."""
+        restarted: list[str] = []
         for service in stale:
-            await self._loop.request(partial(self._restart_request, service))
-        return stale
+            reply = await self._loop.request(partial(self._restart_request, service))
+            if reply.refusal is None:
+                restarted.append(service)
+            else:
+                log.warning("restart_refused", service=service, why=reply.refusal.message)
+        return restarted
 
     def _restart_request(self, service: str, number: int) -> ev.Request:
         now = self._loop.now()

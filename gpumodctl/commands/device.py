@@ -28,7 +28,10 @@ def list_(invocation: Invocation) -> None:
         numbers=(0, 2, 3, 4, 5, 6),
     )
     invocation.say("")
-    invocation.say(*(text.cut(text.clean(f"GPU {d.index}  {d.uuid}"), invocation.out.columns) for d in devices))
+    invocation.say(*(text.cut(text.clean(_line(d)), invocation.out.columns) for d in devices))
+    invocation.say(
+        *(text.clean(f"Nothing is started on GPU {d.index}: {d.unhealthy}.") for d in devices if d.unhealthy)
+    )
     processes = [
         (d.index, process.pid, process.service or "(foreign)", process.name, process.used_mib)
         for d in devices
@@ -37,3 +40,10 @@ def list_(invocation: Invocation) -> None:
     if processes:
         invocation.say("")
         invocation.table(("GPU", "PID", "Service", "Program", "Used (MiB)"), processes, numbers=(0, 1, 4))
+
+
+def _line(d: Device) -> str:
+    """A device's name for programs, and what of it is not in the table."""
+    limit = [] if d.limit_mib is None else [f"limit {d.limit_mib} MiB"]
+    heat = [] if d.temperature_c is None else [f"{d.temperature_c} °C"]
+    return f"GPU {d.index}  {d.uuid}" + "".join(f", {more}" for more in (*limit, *heat))

@@ -246,3 +246,18 @@ async def test_words_for_a_job_that_was_not_carried_out(word: str) -> None:
 )
 def test_only_our_units_are_looked_at(path: str, service: str | None) -> None:
     assert service_of_path(path) == service
+
+
+def test_output_of_a_run_is_found_although_the_wall_clock_was_set_meanwhile() -> None:
+    state = UnitState("a")
+    wall, hour = 1_700_000_000_000_000, 3_600_000_000
+    run = {"ActiveState": "active", "InvocationID": FIRST, "InactiveExitTimestamp": wall}
+    state.fold({**run, "InactiveExitTimestampMonotonic": 3_990_000_000}, NOW)
+    started = state.started_us
+    assert started <= wall
+    later, now = wall + 10_000_000, 4_000_000_000
+    assert state.output_since_us(later, now) == started
+    assert state.output_since_us(later + hour, now) == started  # what was written before the jump is older
+    assert state.output_since_us(later - 500_000, now) == started  # slewed
+    assert state.output_since_us(later - hour, now) <= wall - hour
+    assert UnitState("b").output_since_us(later, now) == 0  # nobody knows when it began

@@ -70,6 +70,7 @@ def test_no_line_is_wider_than_the_terminal(ctl, line, columns):
     limit = int(columns or 80)
     # Logs, places, versions and verdicts are never cut.
     prose = ("services/", "2026-", "gpumodd ", "line ", "redover", "Fits:", "Does not fit:", "Reloaded:")
+    prose += ("Nothing is started on GPU",)
     for shown in result.stdout.splitlines():
         assert width(shown) <= limit or shown.startswith(prose), shown
     assert "\x1b" not in result.stdout + result.stderr
@@ -118,6 +119,12 @@ def test_status_on_an_ascii_terminal(ctl):
     out = ctl("status", PYTHONIOENCODING="ascii", PYTHONUTF8="0").stdout
     assert out.isascii()
     assert "###............." in out
+
+
+def test_device_list_says_what_no_table_has_room_for(ctl):
+    out = ctl("device", "list").stdout
+    assert "\nGPU 0  GPU-0000, limit 20000 MiB, 95 °C\n" in out
+    assert "\nNothing is started on GPU 0: it is close to switching off at 95 °C" in out
 
 
 def test_mode_list(ctl):

@@ -108,6 +108,17 @@ async def test_a_job_is_followed_by_a_look_at_the_unit():
     assert ("refresh", "mine") in bench.units.asked
 
 
+@pytest.mark.parametrize("fails", [None, PortError("units_unreachable", "cannot reach the manager")])
+async def test_units_are_read_anew_one_after_the_other_whatever_becomes_of_the_first(fails: BaseException | None):
+    bench = Bench()
+    bench.units.fails = fails
+    await bench.carry_out(fx.RefreshUnits(services=("mine", "other")), fx.ReadLogs(id=1, service="mine"), ends=1)
+    assert [asked for asked in bench.units.asked if asked[0] == "refresh"] == [
+        ("refresh", "mine"),
+        ("refresh", "other"),
+    ]
+
+
 async def test_nothing_runs_ahead_of_a_save_that_fails():
     bench = Bench()
     bench.disk.full = True

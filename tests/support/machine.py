@@ -63,6 +63,8 @@ DEVICE = t.Device(
         t.Holding(service="vllm-embedding-code", used_mib=200, committed_mib=2500),
         t.Holding(service="whisper", used_mib=0, committed_mib=100, releasing_mib=100),
     ],
+    temperature_c=95,
+    unhealthy="it is close to switching off at 95 °C\x1b[2J",
     processes=[
         t.DeviceProcess(pid=4712, used_mib=4900, service="vllm-embedding", name="vllm"),
         t.DeviceProcess(pid=1, used_mib=200, name="X\x1b[31morg"),

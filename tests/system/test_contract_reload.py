@@ -110,6 +110,16 @@ def test_what_runs_with_an_old_definition_is_restarted_if_asked(running: Daemon,
     assert (after["embed"] == before["embed"], after["tiny"] == before["tiny"]) == (True, False)
 
 
+def test_a_restart_that_is_refused_is_not_called_one(running: Daemon):
+    before = pids(running)
+    running.service("tiny", 1000, health=OFTEN)
+    running.command("embed", "/nowhere/at/all", vram_mib=5000)
+    result = running.rpc("daemon.reload", restart_changed=True)
+    assert (result["restarted"], result["stale"]) == (["tiny"], ["embed", "tiny"])
+    until(lambda: running.status()["operation"] is None and "tiny" in running.ready())
+    assert (pids(running)["embed"], "restart_refused" in running.log) == (before["embed"], True)
+
+
 def test_a_running_service_whose_definition_goes_is_shown_until_it_is_ended(running: Daemon):
     (running.config / "services/tiny.yaml").unlink()
     running.mode("rag", "embed")

@@ -17,6 +17,7 @@ from gpumodd.core.facts import Active, Ended, UnitFact
 CLD_EXITED = 1  # the codes of waitid(2), as ExecMainCode has them
 MICROSECOND = 1e-6
 EARLY_US = 1_000_000
+SET_BACK_US = 1_000_000  # a clock that is only slewed does not drift as far within a run's first minutes
 GONE = (Active.INACTIVE, Active.FAILED)
 RUNS = (Active.ACTIVE, Active.ACTIVATING)
 
@@ -42,6 +43,7 @@ class UnitState:
     fact: UnitFact | None = None
     asked_us: int = 0  # wall time of our newest StartUnit
     started_us: int = 0  # wall time from when on output is the newest run's; what the journal understands
+    began_us: int = 0  # the same start by the monotonic clock
     ended_us: int = 0  # wall time when the newest run ended
     pending: dict[str, Any] = field(default_factory=dict)  # the service's properties, until the unit's come
     start_job: int = 0  # the job that began the run; any other job that is there when it ends has ended it
@@ -95,7 +97,15 @@ class UnitState:
         if new_run and left:
             bounds = (left - EARLY_US, self.asked_us, self.ended_us, entered)
             self.started_us = max(bound for bound in bounds if bound <= left)
+            self.began_us = int(properties.get("InactiveExitTimestampMonotonic", 0))
         self.ended_us = max(self.ended_us, entered)
+
+    def output_since_us(self, wall_us: int, monotonic_us: int) -> int:
+        """Wall time from when on output is the newest run's, as the wall clock goes now: when it was set back since
+        the start, what was written after that bears earlier times."""
+        by_age_us = wall_us - (monotonic_us - self.began_us)
+        set_back = bool(self.began_us) and by_age_us < self.started_us - SET_BACK_US
+        return max(1, by_age_us - EARLY_US) if set_back else self.started_us
 
     def unloaded(self, at: float, *, survivors: tuple[int, ...] = ()) -> UnitFact:
         """The manager does not know this unit: it does not run, and how it ended is known if it was seen."""

@@ -340,7 +340,9 @@ class SystemdUnits:
     async def logs(self, service: str, *, lines: int, this_run: bool = False) -> list[str]:
         identifier = unit_name(service).removesuffix(".service")
         state = self._states.get(service)
-        since_us = state.started_us if state and this_run else 0
+        since_us = 0
+        if state is not None and this_run:
+            since_us = state.output_since_us(int(self._clock.wall() * 1e6), int(anyio.current_time() * 1e6))
         fact = state.fact if state else None
         if fact and fact.gone and self._clock.boottime() - (fact.since or 0) < 5 * LATE_S:
             await anyio.sleep(LATE_S)  # its last words may be on their way
