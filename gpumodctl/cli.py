@@ -23,6 +23,7 @@ COMMANDS = {
     "mode": "mode",
     "service": "service",
     "device": "device",
+    "model": "model",
     "operation": "operation",
     "events": "events",
     "reload": "daemon",

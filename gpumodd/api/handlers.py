@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import msgspec
 
 from gpumodd.api.connection import Handler, Reply, Session
+from gpumodd.api.inspection import inspect
 from gpumodd.api.lookup import Lookup, not_found
 from gpumodd.api.operation_views import reason
 from gpumodd.api.simulation import Simulator
@@ -73,6 +74,7 @@ def handlers(daemon: Daemon) -> Mapping[str, Handler]:
         "operation.wait": desk.wait_operation,
         "operation.cancel": desk.cancel,
         "events.subscribe": desk.subscribe,
+        "model.inspect": inspect,
         "config.check": desk.check,
     }
 

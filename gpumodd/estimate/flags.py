@@ -39,6 +39,37 @@ def _type(word: str) -> Quantization | None:
     return BY_NAME[word] if word in CACHE_TYPES else None
 
 
+def _switch(word: str) -> bool | None:
+    """The words for yes and no; `auto` is yes wherever it can be."""
+    if word in ("on", "enabled", "true", "1", "auto", "-1"):
+        return True
+    return False if word in ("off", "disabled", "false", "0") else None
+
+
+def _layers(word: str) -> int | None:
+    """So many layers; more than any model has means all of them, and so do the words for it."""
+    return _number(word) if word not in ("auto", "all", "-1") else EVERY
+
+
+def _yes(_word: str) -> bool:
+    return True
+
+
+def _no(_word: str) -> bool:
+    return False
+
+
+def _every(_word: str) -> int:
+    return EVERY
+
+
+def _none(word: str) -> bool:
+    return word == "none"
+
+
+EVERY = 1 << 20  # layers
+
+
 @dataclass(frozen=True, slots=True)
 class _Flag:
     """One setting of Run, and how it is said."""
@@ -47,26 +78,38 @@ class _Flag:
     variable: str  # the environment variable that stands for it
     names: tuple[str, ...]
     parse: Callable[[str], object]
+    alone: bool = False  # no word follows
 
 
-_FLAGS = (
+FLAGS = (
     _Flag("context", "LLAMA_ARG_CTX_SIZE", ("-c", "--ctx-size"), _number),
     _Flag("slots", "LLAMA_ARG_N_PARALLEL", ("-np", "--parallel"), _count),
     _Flag("batch", "LLAMA_ARG_BATCH", ("-b", "--batch-size"), _count),
     _Flag("micro_batch", "LLAMA_ARG_UBATCH", ("-ub", "--ubatch-size"), _count),
     _Flag("key_type", "LLAMA_ARG_CACHE_TYPE_K", ("-ctk", "--cache-type-k"), _type),
     _Flag("value_type", "LLAMA_ARG_CACHE_TYPE_V", ("-ctv", "--cache-type-v"), _type),
+    _Flag("flash", "LLAMA_ARG_FLASH_ATTN", ("-fa", "--flash-attn"), _switch),
+    _Flag("offloaded", "LLAMA_ARG_N_GPU_LAYERS", ("-ngl", "--gpu-layers", "--n-gpu-layers"), _layers),
+    _Flag("experts_on_host", "LLAMA_ARG_N_CPU_MOE", ("-ncmoe", "--n-cpu-moe"), _number),
+    _Flag("experts_on_host", "LLAMA_ARG_CPU_MOE", ("-cmoe", "--cpu-moe"), _every, alone=True),
+    _Flag("unified", "LLAMA_ARG_KV_UNIFIED", ("-kvu", "--kv-unified"), _yes, alone=True),
+    _Flag("unified", "", ("-no-kvu", "--no-kv-unified"), _no, alone=True),
+    _Flag("whole_windows", "LLAMA_ARG_SWA_FULL", ("--swa-full",), _yes, alone=True),
+    _Flag("cache_on_host", "", ("-nkvo", "--no-kv-offload"), _yes, alone=True),
+    _Flag("cache_on_host", "", ("-kvo", "--kv-offload"), _no, alone=True),
+    _Flag("no_device", "LLAMA_ARG_DEVICE", ("-dev", "--device"), _none),
 )
-_BY_NAME = MappingProxyType({name: flag for flag in _FLAGS for name in flag.names})
+_BY_NAME = MappingProxyType({name: flag for flag in FLAGS for name in flag.names})
 
 
 def _said(args: tuple[str, ...], env: Mapping[str, str]) -> Iterator[tuple[_Flag, str]]:
     """Environment first, then the flags in their order: what comes later wins."""
-    for flag in _FLAGS:
-        if flag.variable in env:
+    for flag in FLAGS:
+        if flag.variable in env and not (flag.alone and _switch(env[flag.variable]) is not True):
             yield flag, env[flag.variable]
     words = iter(args)
     for word in words:
         name, equals, value = word.partition("=")
         if name in _BY_NAME:
-            yield _BY_NAME[name], value if equals else next(words, "")
+            flag = _BY_NAME[name]
+            yield flag, value if equals or flag.alone else next(words, "")

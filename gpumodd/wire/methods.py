@@ -111,6 +111,17 @@ class SubscribeParams(_Params, kw_only=True):
     after: Annotated[int, Meta(ge=0)] | None = None
 
 
+class ModelInspectParams(_Params, kw_only=True):
+    """As llama-server has it: without `context` what the model was trained with, without `parallel` four slots that
+    share one cache."""
+
+    path: Annotated[str, Meta(min_length=1, max_length=4096)]
+    context: Annotated[int, Meta(ge=1, le=1 << 30)] | None = None
+    parallel: Annotated[int, Meta(ge=1, le=256)] | None = None
+    cache_type_k: Text = "f16"
+    cache_type_v: Text = "f16"
+
+
 class Method(Struct, kw_only=True, frozen=True, eq=False):
     """One method of the API."""
 
@@ -307,6 +318,14 @@ METHODS: Mapping[str, Method] = _table(
         result=t.Subscription,
         access=READ,
         summary="Sends the notification `event` from now on, or from behind a cursor.",
+    ),
+    Method(
+        name="model.inspect",
+        params=ModelInspectParams,
+        result=t.ModelInspection,
+        access=READ,
+        summary="What a GGUF file holds, and the memory it would take to run it.",
+        waits=True,
     ),
     Method(
         name="config.check",

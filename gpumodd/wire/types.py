@@ -9,13 +9,15 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from gpumodd.wire import administration, operations, words
+from gpumodd.wire import administration, models, operations, words
 
 ConfigCheck = administration.ConfigCheck
 ConfigProblem = administration.ConfigProblem
 Hello = administration.Hello
 Reload = administration.Reload
 Shutdown = administration.Shutdown
+LayerMemory = models.LayerMemory
+ModelInspection = models.ModelInspection
 Reason = operations.Reason
 OperationError = operations.OperationError
 Step = operations.Step

@@ -281,6 +281,7 @@ def test_help_names_what_there_is_and_nothing_else(ctl):
         "mode",
         "service",
         "device",
+        "model",
         "operation",
         "events",
         "reload",

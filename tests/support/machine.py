@@ -364,6 +364,20 @@ HANDLERS: dict[str, Any] = {
         restarted=["b"] if p.restart_changed else [],
         errors=[t.ConfigProblem(file="services/x.yaml", line=3, column=1, path="port", message="cannot read 'x'")],
     ),
+    "model.inspect": lambda _s, p: t.ModelInspection(
+        path=p.path,
+        architecture="llama",
+        quantization="Q4_K",
+        context=p.context or 131072,
+        trained_context=131072,
+        weights_mib=4932.77,
+        kv_mib=1024.0,
+        compute_mib=132.02,
+        overhead_mib=400.0,
+        total_mib=6488.79,
+        vram_mib=6208,
+        layers=[t.LayerMemory(layer=0, weights_mib=131.5, kv_mib=32.0)],
+    ),
     "config.check": lambda _s, _p: t.ConfigCheck(
         problems=[t.ConfigProblem(file="services/x.yaml", line=3, column=1, path="port", message="cannot read 'x'")]
     ),

@@ -135,6 +135,7 @@ def test_the_published_methods():
         "operation.wait",
         "operation.cancel",
         "events.subscribe",
+        "model.inspect",
         "config.check",
     }
     assert set(NOTIFICATIONS) == {"event", "progress"}
