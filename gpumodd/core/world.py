@@ -46,7 +46,7 @@ def phase_of(state: State, service: str) -> Phase:
         settled=settles_at(state, service) is None,
         has_probe=spec is not None and spec.port is not None,
         releasing=releases.releasing(state, service),
-        backoff=track.backoff_until is not None and _is_desired(state, service),
+        backoff=_comes_again(state, service, track),
         failed=track.gave_up or track.failure is not None,
         reachable=not state.units_lost,
     )
@@ -60,8 +60,12 @@ def settles_at(state: State, service: str) -> float | None:
     return track.active_at + SETTLE_S if state.at < track.active_at + SETTLE_S else None
 
 
-def _is_desired(state: State, service: str) -> bool:
-    return service in state.desired.services(state.catalog.services)
+def _comes_again(state: State, service: str, track: Track) -> bool:
+    """Will it be started by itself, now or when its backoff is over?"""
+    if track.gave_up or track.stopped_outside or (track.backoff_until is None and track.failure is None):
+        return False
+    waits = track.backoff_until is not None or state.catalog.policy.drift == "heal"
+    return waits and service in state.desired.services(state.catalog.services)
 
 
 def stale(state: State, service: str) -> bool:

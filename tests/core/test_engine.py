@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from gpumodd.core import conditions, world
+from gpumodd.core import effects as fx
 from gpumodd.core import events as ev
 from gpumodd.core.facts import Active, Ended, UnitFact
 from gpumodd.core.operations import State, StepState, Verb
@@ -101,6 +102,17 @@ def test_force_is_for_the_one_who_uses_it():
     assert m.refused("start", "code").reasons[0].code == "vram_insufficient"
     m.run()
     assert m.running() == {"embed", "tiny", "chat"}
+
+
+def test_a_crash_that_is_healed_never_looks_like_a_failure():
+    m = two_modes()
+    m.do("switch", "rag")
+    before = len(m.history)
+    m.crash("embed")
+    m.run(30.0)
+    changes = [e.change for _, effects in m.history[before:] for e in effects if isinstance(e, fx.Announce)]
+    phases = [c.now for c in changes if isinstance(c, fx.PhaseChanged) and c.service == "embed"]
+    assert phases == ["releasing", "backoff", "starting", "loading", "ready"]
 
 
 def test_the_same_mode_again_repairs_drift_and_says_what_it_started():
