@@ -84,7 +84,7 @@ def test_a_service_that_crashes_again_and_again_is_left_alone_longer_each_time(t
         for _ in range(2):
             until(lambda: d.phases()["tiny"] == "backoff")
             began = time.monotonic()
-            assert "started again in" in d.rpc("service.explain", id="tiny")["why"]
+            assert "tried again in" in d.rpc("service.explain", id="tiny")["why"]
             assert (d.status()["state"], problems(d)) == ("degraded", [("unit_failed", "tiny")])
             until(lambda: d.phases()["tiny"] != "backoff")
             pauses.append(time.monotonic() - began)
