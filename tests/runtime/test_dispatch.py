@@ -75,7 +75,7 @@ class Bench:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.dispatcher.run)
             self.dispatcher.submit(batch)
-            with anyio.fail_after(5):
+            with anyio.fail_after(20):
                 while len(self.posted) < ends:
                     await anyio.lowlevel.checkpoint()
             tasks.cancel_scope.cancel()

@@ -45,7 +45,7 @@ def of(service: str, room_mib: int = 100) -> Reading:
 
 
 async def eventually(what: Callable[[], bool]) -> None:
-    with anyio.fail_after(5):
+    with anyio.fail_after(20):
         while not what():
             await anyio.sleep(0.001)
 
