@@ -13,7 +13,7 @@ from gpumodd.wire.types import ModelInspection
 model = group("model", help="Look into model files.")
 
 
-@model.command("inspect", help="Show what the GGUF file PATH holds, and the memory llama-server would take for it.")
+@model.command("inspect", help="Show what the GGUF file PATH is and the memory it takes.")
 @click.argument("path", type=click.Path())
 @click.option("--context", type=click.IntRange(1, 1 << 30), metavar="N", help="Tokens; else what it was trained with.")
 @click.option("--parallel", type=click.IntRange(1, 256), metavar="N", help="Slots; else four that share one cache.")

@@ -303,7 +303,7 @@ def test_events_are_one_document_a_line_and_a_reader_may_leave(rag: Daemon):
 
 
 def test_help_fits_one_screen(rag: Daemon):
-    groups = ("mode", "service", "device", "operation")
+    groups = ("mode", "service", "device", "model", "operation")
     for words in ((), *((group,) for group in groups), ("switch",), ("service", "start"), ("mode", "create")):
         lines = rag.ctl(*words, "--help").stdout.splitlines()
         assert len(lines) <= 30
@@ -313,11 +313,11 @@ def test_help_fits_one_screen(rag: Daemon):
 
 def test_what_is_not_built_is_not_in_the_help(rag: Daemon):
     capabilities = set(rag.rpc("daemon.hello")["capabilities"])
-    for group in ("mode", "service", "device", "operation"):
+    for group in ("mode", "service", "device", "model", "operation"):
         shown = rag.ctl(group, "--help").stdout.partition("Commands:")[2]
         listed = {line.split()[0] for line in shown.splitlines() if line.strip()}
         for verb in {"sleep", "wake", "start", "stop", "restart", "logs", "explain", "list", "create", "delete"} & (
             listed | {method.split(".")[1] for method in capabilities if method.startswith(f"{group}.")}
         ):
             assert (verb in listed) == (f"{group}.{verb}" in capabilities), f"{group} {verb}"
-    assert "model" not in rag.ctl("--help").stdout.partition("Commands:")[2].split()
+    assert "mcp" not in rag.ctl("--help").stdout.partition("Commands:")[2].split()
