@@ -15,6 +15,7 @@ from urllib.parse import quote
 import anyio
 import h11
 
+from gpumodd.adapters.listeners import loopbacks
 from gpumodd.core.facts import Answer, ProbeFact
 from gpumodd.drivers.api import ProbeSpec
 from gpumodd.ports import Clock
@@ -202,7 +203,12 @@ async def _resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, tup
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except socket.gaierror:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [(family, address) for family, _, _, _, address in found]
+    addresses: list[tuple[socket.AddressFamily, tuple[Any, ...]]] = [(each[0], each[4]) for each in found]
+    for loopback in loopbacks(host):  # after what the name stands for here
+        other = socket.AF_INET6 if loopback.version == 6 else socket.AF_INET
+        if all(address[0] != str(loopback) for _, address in addresses):
+            addresses.append((other, (str(loopback), port)))
+    return addresses
 
 
 async def _open(family: socket.AddressFamily, address: tuple[Any, ...]) -> socket.socket:

@@ -5,10 +5,13 @@ is: that depends on what a unit is made of.
 """
 
 import ipaddress
+import os
 import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from gpumodd.ports import PortError
 
 NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY = 20
@@ -37,13 +40,38 @@ class Listener:
 def listening(host: str, port: int) -> list[Listener]:
     """Those that a connection to host:port may reach, empty when nobody listens. Several only when they share the
     port (SO_REUSEPORT), or when a host name stands for several addresses."""
-    found: list[Listener] = []
     candidates = [one for one in dump(port) if one.port == port]
-    for address in addresses(host):
+    return _reached(candidates, addresses(host)) or _reached(candidates, loopbacks(host))
+
+
+def _reached(candidates: list[Listener], wanted: list[Address]) -> list[Listener]:
+    found: list[Listener] = []
+    for address in wanted:
         for one in nearest(candidates, address):
             if one not in found:
                 found.append(one)
     return found
+
+
+def loopbacks(host: str) -> list[Address]:
+    """Where this machine may also listen under a name that always means itself (RFC 6761): a hosts file often knows
+    only one of the two, and a server may have taken the other."""
+    name = host.rstrip(".").lower()
+    local = name == "localhost" or name.endswith(".localhost")
+    return [ipaddress.ip_address("127.0.0.1"), ipaddress.ip_address("::1")] if local else []
+
+
+def unanswered(host: str, port: int, error: OSError) -> PortError:
+    """Why nobody can say who listens there."""
+    if isinstance(error, socket.gaierror):
+        return PortError(
+            "host_unknown",
+            f"cannot resolve the host name {host}: {(error.strerror or str(error)).lower()}",
+            hint="correct `host:`, or add the name to /etc/hosts",
+        )
+    return PortError(
+        "driver_error", f"cannot ask who listens on {host}:{port}: {os.strerror(error.errno or 0).lower()}"
+    )
 
 
 def named(host: str) -> bool:
@@ -60,7 +88,10 @@ def addresses(host: str) -> list[Address]:
     try:
         address = _address(host)
     except ValueError:
-        infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        try:
+            infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        except UnicodeError as error:  # longer, or emptier, than a part of a name may be
+            raise socket.gaierror(socket.EAI_NONAME, f"not a host name: {error}") from error
         return [ipaddress.ip_address(str(info[4][0]).partition("%")[0]) for info in infos]
     if address.is_unspecified:  # Linux takes it for the loopback
         address = ipaddress.ip_address("127.0.0.1" if address.version == 4 else "::1")

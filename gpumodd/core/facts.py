@@ -76,7 +76,8 @@ class ProbeFact:
     @property
     def told(self) -> str:
         """What it met, in words."""
-        return str(self.answer) + (f" ({self.status})" if self.status is not None else "")
+        detail = self.detail or (str(self.status) if self.status is not None else "")
+        return str(self.answer) + (f" ({detail})" if detail else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +136,7 @@ class InspectFact:
     service: str
     port_holder: str = ""  # who listens on its port although it should be free; empty = nobody or the unit itself
     error: str = ""  # why it could not be looked at
+    host_unknown: str = ""  # why its host name stands for no address
     file_missing: str = ""  # the required file (or program) that is absent or unreadable, with the reason
 
 

@@ -45,7 +45,7 @@ def place(
             continue
         candidates, missing = _candidates(spec, given.budgets)
         if missing or len(candidates) < spec.device_count:
-            reasons.append(_unavailable(spec, missing, candidates, given.budgets))
+            reasons.append(_unavailable(spec, missing, candidates, given))
             continue
         each_mib = share(view.needed_mib, spec.device_count)
         items.append(_Item(view=view, each_mib=each_mib, count=spec.device_count, candidates=tuple(candidates)))
@@ -172,10 +172,17 @@ def _unknown(spec: ServiceSpec) -> Reason:
     )
 
 
-def _unavailable(spec: ServiceSpec, missing: list[str], candidates: list[str], budgets: Mapping[str, Budget]) -> Reason:
+def _unavailable(spec: ServiceSpec, missing: list[str], candidates: list[str], given: PlanInput) -> Reason:
+    if given.unread:
+        return Reason(
+            code="telemetry_stale",
+            message=f"cannot place {spec.id}: no device was seen yet, {given.unread}",
+            hint="`gpumodctl status` names the device's problem",
+            service=spec.id,
+        )
     if missing:
         message = f"cannot place {spec.id}: no device {', '.join(missing)}"
-    elif not budgets:
+    elif not given.budgets:
         message = f"cannot place {spec.id}: no device is visible"
     else:
         message = f"cannot place {spec.id} on {spec.device_count} devices: {len(candidates)} to choose from"
@@ -184,7 +191,7 @@ def _unavailable(spec: ServiceSpec, missing: list[str], candidates: list[str], b
         message=message,
         hint="`gpumodctl device list` shows the devices; `devices:` and `device_count:` choose among them",
         service=spec.id,
-        details={"missing": missing, "device_count": spec.device_count, "devices": sorted(budgets)},
+        details={"missing": missing, "device_count": spec.device_count, "devices": sorted(given.budgets)},
     )
 
 

@@ -48,6 +48,7 @@ class PlanInput:
     services: Mapping[str, ServiceView]
     wanted: frozenset[str]
     budgets: Mapping[str, Budget]
+    unread: str = ""  # why no device was ever seen, although there is something that should tell
     counted: bool = True  # False: nobody watches device memory (backend none), so it is not planned either
     host: Budget | None = None  # the host's memory, kept like a device's; None: not known, not judged
     lenient: frozenset[str] = frozenset()  # who may come with too little memory: forced, or `overcommit: warn`

@@ -72,6 +72,10 @@ REFUSALS = Section(
             ),
             fix="End the program it names, or change `port:` in services/ID.yaml.",
         ),
+        "host_unknown": Code(
+            meaning="The service's host name stands for no address, so nobody could ask its health.",
+            fix="Correct `host:` in services/ID.yaml, or add the name to /etc/hosts.",
+        ),
         "file_missing": Code(
             meaning="A file the service needs, its program included, is absent or cannot be read.",
             fix="Install the program or put the file there, or change services/ID.yaml.",

@@ -165,6 +165,16 @@ def _preflight(state: State, fact: InspectFact) -> list[Reason]:
                 service=spec.id,
             )
         )
+    if fact.host_unknown:
+        reasons.append(
+            Reason(
+                code="host_unknown",
+                message=f"cannot start {spec.id}: {fact.host_unknown}",
+                hint=f"correct `host:` in services/{spec.id}.yaml, or add the name to /etc/hosts",
+                service=spec.id,
+                details={"host": spec.host},
+            )
+        )
     if fact.port_holder:
         reasons.append(
             Reason(

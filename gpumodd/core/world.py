@@ -233,6 +233,7 @@ def plan_input(
         services=views(state, restarts),
         wanted=desired.services(state.catalog.services) - back | beyond,
         budgets=budgets(state),
+        unread=state.devices.error if state.devices is not None and not state.devices.devices else "",
         counted=state.devices is None or state.devices.backend != "none",
         host=host_budget(state),
         lenient=frozenset(state.catalog.services) if policy.overcommit == "warn" else lenient,

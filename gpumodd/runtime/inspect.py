@@ -57,6 +57,8 @@ class Inspector:
         try:
             holder = await self._port_holder(spec)
         except PortError as error:
+            if error.code == "host_unknown":
+                return InspectFact(service=service, host_unknown=error.message, file_missing=self._missing(spec))
             return InspectFact(service=service, error=error.message)
         except Exception as error:  # a bug of ours must not leave a request without an answer
             log.error("inspection_failed", service=service, exc_info=error)

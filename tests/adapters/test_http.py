@@ -149,6 +149,8 @@ async def test_a_port_out_of_range():
 async def test_names_and_ipv6():
     async with server(OK, host="localhost") as (port, _):
         assert (await probe(port, host="localhost")).answer is Answer.HEALTHY
+    async with server(OK, host="::1") as (port, _):  # which a hosts file need not know as localhost
+        assert (await probe(port, host="localhost")).answer is Answer.HEALTHY
     try:
         listener = server(OK, host="::1")
         async with listener as (port, seen):

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from gpumodd.adapters import procfs
-from gpumodd.adapters.listeners import dump, listening
+from gpumodd.adapters.listeners import dump, listening, loopbacks, unanswered
 
 
 @contextmanager
@@ -104,3 +104,33 @@ def test_the_whole_dump_has_every_listener() -> None:
     with ExitStack() as stack:
         ports = {stack.enter_context(listen("127.0.0.1"))[0] for _ in range(200)}
         assert ports <= {listener.port for listener in dump()}
+
+
+@pytest.mark.parametrize("bound", ["127.0.0.1", "::1"])
+def test_localhost_is_this_machine_whatever_its_hosts_file_says(bound: str) -> None:
+    with listen(bound) as (port, inode):
+        assert inodes("localhost", port) == {inode}
+
+
+@pytest.mark.parametrize("name", ["localhost", "LOCALHOST.", "app.localhost"])
+def test_names_that_always_mean_this_machine(name: str) -> None:
+    assert [str(address) for address in loopbacks(name)] == ["127.0.0.1", "::1"]
+
+
+@pytest.mark.parametrize("name", ["no-such-host.invalid", "a" * 64, "a..b"])
+def test_a_name_that_stands_for_nothing(name: str) -> None:
+    with pytest.raises(socket.gaierror) as unknown:
+        listening(name, 80)
+    error = unanswered(name, 80, unknown.value)
+    assert (error.code, error.message.startswith(f"cannot resolve the host name {name}: ")) == ("host_unknown", True)
+    assert "[Errno" not in error.message
+
+
+def test_what_the_name_stands_for_here_comes_first() -> None:
+    with listen("127.0.0.1") as (port, own), listen("::1", port) as (_, other):
+        first = socket.getaddrinfo("localhost", port, type=socket.SOCK_STREAM)
+        assert inodes("localhost", port) == ({own, other} if len(first) > 1 else {own})
+
+
+def test_no_other_name_is_taken_for_this_machine() -> None:
+    assert [loopbacks(name) for name in ("127.0.0.1", "::1", "localhost.example", "notlocalhost", "")] == [[]] * 5

@@ -6,6 +6,7 @@ import pytest
 
 from gpumodd.core import events as ev
 from gpumodd.core import world
+from gpumodd.core.facts import DevicesFact
 from gpumodd.core.operations import State, Verb
 from gpumodd.core.specs import Policy
 from tests.core.machine import Behaviour, Machine, catalog, service
@@ -212,3 +213,14 @@ def test_a_sample_without_devices_and_an_error_says_nothing_about_them():
     assert m.operation(request).state is State.RUNNING
     m.run(30.0)
     assert m.operation(request).state is State.SUCCEEDED
+
+
+def test_a_driver_that_never_told_anything_is_no_missing_device():
+    """Nobody knows which devices there are: that is old news, or none, rather than a wrong definition."""
+    m = Machine(catalog(service("a", 1000), service("pinned", 1000, devices=("0",)), one=("a",), two=("pinned",)))
+    silent = DevicesFact(at=m.at, backend="nvml", error="NVML has not answered for 4 s")
+    m.sample = lambda: ev.DevicesSampled(at=m.at, fact=replace(silent, at=m.at), host=m.host())
+    m.boot()
+    for mode in ("one", "two"):
+        (reason,) = m.refused("switch", mode).reasons
+        assert (reason.code, "NVML has not answered" in reason.message) == ("telemetry_stale", True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support.daemon import GPU, Daemon, until
+from tests.support.daemon import GPU, Daemon, RpcFailure, until
 
 
 @pytest.fixture
@@ -112,3 +112,30 @@ def test_the_status_names_who_holds_the_memory(stage: Daemon):
         finally:
             stranger.terminate()
             stranger.wait(10)
+
+
+def test_a_host_name_is_this_machine_or_refused(stage: Daemon):
+    stage.service("six", 1000, "--host", "::1", host="localhost")
+    stage.service("lost", 1000, host="no-such-host.invalid")
+    stage.service("odd", 1000, host="a" * 64)
+    with stage as d:
+        d.rpc("service.start", id="six", wait=True)
+        assert d.phases()["six"] == "ready"
+        for service in ("lost", "odd"):
+            with pytest.raises(RpcFailure) as refused:
+                d.rpc("service.start", id=service)
+            (reason,) = refused.value.data["details"]["reasons"]
+            assert (reason["code"], "Errno" in reason["message"]) == ("host_unknown", False)
+            assert reason["message"].startswith(f"cannot start {service}: cannot resolve the host name ")
+
+
+def test_a_machine_without_a_driver_says_so_once(tmp_path):
+    d = Daemon(tmp_path / "d")
+    d.settings = {"devices": {"backend": "amdgpu"}}  # what no machine of this version has
+    d.service("base", 1000)
+    with d:
+        until(lambda: "code=no_devices" in d.log)
+        d.rpc("service.start", id="base", wait=True)
+        assert "no_devices" in told(d, "status")
+        d.stop()
+    assert d.log.count("no GPU is watched") == 1

@@ -12,7 +12,7 @@ import anyio.to_thread
 
 from gpumodd.adapters import procfs
 from gpumodd.adapters.feed import Feed
-from gpumodd.adapters.listeners import listening
+from gpumodd.adapters.listeners import listening, unanswered
 from gpumodd.adapters.process import leftovers
 from gpumodd.core.facts import Active, UnitFact
 from gpumodd.drivers.api import UnitFile
@@ -83,7 +83,7 @@ class SeenProcesses:
             listeners = listening(host, port)
             inodes = set().union(*(procfs.socket_inodes(pid) for pid in self._pids.get(service, ())))
         except OSError as error:
-            raise PortError("driver_error", f"cannot ask who listens on {host}:{port}: {error}") from error
+            raise unanswered(host, port, error) from error
         return all(listener.inode in inodes for listener in listeners) if listeners else None
 
     async def logs(self, service: str, *, lines: int, this_run: bool = False) -> list[str]:  # noqa: ARG002

@@ -17,7 +17,7 @@ from anyio.abc import TaskGroup
 
 from gpumodd.adapters import procfs
 from gpumodd.adapters.feed import Feed
-from gpumodd.adapters.listeners import listening
+from gpumodd.adapters.listeners import listening, unanswered
 from gpumodd.adapters.process import leftovers
 from gpumodd.adapters.process.forkserver import ForkServer
 from gpumodd.adapters.process.log import LogFile
@@ -287,7 +287,7 @@ class ProcessUnits:
         try:
             return await anyio.to_thread.run_sync(self._owns, await self.pids(service), host, port)
         except OSError as error:
-            raise PortError("driver_error", f"cannot ask who listens on {host}:{port}: {error}") from error
+            raise unanswered(host, port, error) from error
 
     @staticmethod
     def _owns(pids: tuple[int, ...], host: str, port: int) -> bool | None:

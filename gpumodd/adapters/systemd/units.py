@@ -17,7 +17,7 @@ from sdbus import decode_object_path
 
 from gpumodd.adapters import procfs
 from gpumodd.adapters.feed import Feed
-from gpumodd.adapters.listeners import listening, named
+from gpumodd.adapters.listeners import listening, named, unanswered
 from gpumodd.adapters.systemd.bus import PROPERTIES, SYSTEMD, SYSTEMD_PATH, Connection
 from gpumodd.adapters.systemd.facts import Times, UnitState, plain
 from gpumodd.adapters.systemd.jobs import Jobs
@@ -328,7 +328,7 @@ class SystemdUnits:
             thread = anyio.to_thread.run_sync
             listeners = await thread(listening, host, port) if named(host) else listening(host, port)
         except OSError as error:
-            raise PortError("driver_error", f"cannot ask who listens on {host}:{port}: {error}") from error
+            raise unanswered(host, port, error) from error
         if not listeners:
             return None
         folder = await self._cgroup(service)
