@@ -63,9 +63,7 @@ class Recorder:
         self._add(recording.batch(self._n, batch, effects))
         if effects is None:
             self._write()
-            log.error(
-                "engine_broke", batch=self._n, hint="`gpumodd replay` of the newest file breaks in the same place"
-            )
+            log.error("engine_broke", batch=self._n, hint="`gpumodd replay` of the newest file breaks there, too")
         elif self._log.full:
             self._mark()
             self._begin()
