@@ -145,8 +145,9 @@ class Course:
             if op.returning is None:
                 self._fail(op, reason.service or "", reason)
             else:
-                unrestored = outcomes.names(s for s in proposed.steps if op.concerns(*s.key))
-                self.end(replace(op, details={**op.details, "unrestored": unrestored}), State.FAILED)
+                lost = outcomes.names(s for s in proposed.steps if op.concerns(*s.key))
+                told = replace(op, details={"rollback_failed": reason.message, **op.details})
+                self.end(outcomes.unrestored(told, lost), State.FAILED)
             return True
         return False
 
@@ -184,6 +185,7 @@ class Course:
         end = State.CANCELLED if op.returning is State.CANCELLED else State.FAILED
         out_of_reach = {service, *dependents([service], self._state.catalog.services)}
         goals = tuple(g for g in op.goals if g not in out_of_reach)
+        op = outcomes.unrestored(op, out_of_reach.intersection(op.goals))
         self._state.put(replace(op, returning=end, goals=goals, blocked_since=None))
 
     def turn_back(self, op: Operation, end: State, reason: Reason) -> None:

@@ -1,6 +1,7 @@
 """Outcomes: what counts as an operation's failure, in words and numbers, and what its end means. Pure functions."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Literal
 
 from gpumodd.core import world
@@ -175,6 +176,13 @@ def mode_after(op: Operation, end: State, before: str | None) -> str | None:
             return None
         case _:
             return before
+
+
+def unrestored(op: Operation, services: Iterable[str]) -> Operation:
+    """With these among those that its way back could not bring back; without a way back there are none."""
+    known = op.details.get("unrestored", ())
+    lost = sorted({*services, *(known if isinstance(known, list) else ())})
+    return replace(op, details={**op.details, "unrestored": lost}) if lost and op.turned_at is not None else op
 
 
 def names(steps: Iterable[PlannedStep]) -> list[str]:

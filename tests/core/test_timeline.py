@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+from gpumodd.core import conditions
 from gpumodd.core.operations import State, StepState, Verb
 from gpumodd.core.timeline import timeline
 from tests.core.machine import Behaviour, Machine, catalog, service
@@ -99,3 +100,33 @@ def test_keep_goes_on_and_has_no_way_back():
     assert (op.state, op.turned_at) == (State.FAILED, None)
     assert not [s for s in op.steps if s.back]
     assert op.done(Verb.START) == ("b", "top")
+
+
+def test_a_way_back_that_fails_ends_in_a_stated_place_and_not_in_a_loop():
+    m = machine(b=Behaviour(exit_after_s=0.5, load_s=5.0))
+    m.do("switch", "left")
+    m.behaviours["a"] = Behaviour(exit_after_s=0.5, load_s=5.0)  # it will not come back
+    op = m.do("switch", "right")
+    assert (op.state, op.failure.reason.service) == (State.FAILED, "b")
+    assert op.details["rollback_failed"] == "a ended by itself: exit-code, exit status 3"
+    assert op.details["unrestored"] == ["a"]
+    assert m.running() == {"c"}  # what could be brought back, or was never touched
+    assert (m.engine.state.reached_mode, m.standing()) == (None, "degraded")
+    (problem,) = [p for p in conditions.problems(m.engine.state) if p.code == "gave_up"]
+    assert (problem.service, "`gpumodctl service start a`" in problem.hint) == ("a", True)
+    m.log.clear()
+    m.run(3600.0)
+    assert (m.log, m.running(), len(m.engine.state.operations)) == ([], {"c"}, 2)
+
+
+def test_a_way_back_that_nothing_makes_room_for_says_so():
+    m = machine(b=Behaviour(exit_after_s=0.5, load_s=5.0))
+    m.do("switch", "left")
+    request = m.ask("switch", "right")
+    m.run(0.3)
+    m.strangers["GPU-0"] = 20000  # somebody took what a had
+    m.touch()
+    m.run(600.0)
+    op = m.operation(request)
+    assert (op.state, op.details["unrestored"]) == (State.FAILED, ["a"])
+    assert "cannot start a on Sim 0" in op.details["rollback_failed"]
