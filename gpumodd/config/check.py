@@ -9,8 +9,9 @@ from gpumodd.config.stamp import MAIN
 
 def report(loaded: Loaded, *, verbose: bool = False) -> str:
     """Every problem as `file:line:column: path: message`, then the settings somebody chose (`verbose`: all of them)
-    with who says so, then a summary; ends with a line break."""
-    return "\n".join([*problems(loaded), *_settings(loaded, verbose), _summary(loaded)]) + "\n"
+    with who says so (and every service's memory), then a summary; ends with a line break."""
+    figures = _memory(loaded) if verbose else ()
+    return "\n".join([*problems(loaded), *_settings(loaded, verbose), *figures, _summary(loaded)]) + "\n"
 
 
 def problems(loaded: Loaded) -> list[str]:
@@ -27,6 +28,15 @@ def _settings(loaded: Loaded, verbose: bool) -> Iterator[str]:
     left = len(loaded.by_key) - len(listed)
     if left and not any(problem.file == MAIN or problem.file.startswith("$") for problem in loaded.errors):
         yield f"{left} {'more ' if listed else ''}settings have their default values (--verbose lists them)"
+
+
+def _memory(loaded: Loaded) -> Iterator[str]:
+    """What each service counts for, and who says so."""
+    specs = loaded.catalog.services
+    width = max(map(len, specs), default=0)
+    for id, spec in specs.items():
+        figure = "unknown" if spec.vram_mib is None else f"{spec.vram_mib} MiB  ({spec.vram_source})"
+        yield one_line(f"services/{id:<{width}}  {figure}")
 
 
 def _summary(loaded: Loaded) -> str:

@@ -1,4 +1,4 @@
-"""Memory figures for services that declare none: the driver's estimate, from the headers of the model's files.
+"""Memory figures for services that declare none: the driver's estimate, from the heads of the model's files.
 
 Owns who is asked and when there is no figure. It blocks on the disk: call it in a worker thread.
 """
@@ -53,5 +53,5 @@ def memory(
         raise Unusable(f"driver {spec.driver} failed: {type(error).__name__}: {error}") from None
     if not names:
         return None
-    models = {name: MODEL_FILES.header(name) for name in names}
+    models = {name: MODEL_FILES.model(name) for name in names}
     return Memory(driver=driver, spec=spec, options=options, args=args, env=env, models=models)

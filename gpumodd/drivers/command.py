@@ -25,6 +25,16 @@ def given(args: Iterable[str], *flags: str) -> bool:
     return False
 
 
+def value(args: tuple[str, ...], *flags: str) -> str | None:
+    """The last word that was given for one of these flags."""
+    found = None
+    for word, following in zip(args, (*args[1:], None), strict=False):
+        if given((word,), *flags):
+            _, equals, after = word.partition("=")
+            found = after if equals else following
+    return found
+
+
 def address(spec: ServiceSpec) -> tuple[str, ...]:
     """`--host H --port P`; without a port the program's own default port applies."""
     port = () if spec.port is None else ("--port", str(spec.port))

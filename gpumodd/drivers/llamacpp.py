@@ -8,6 +8,7 @@ from gpumodd.core.specs import ServiceSpec
 from gpumodd.drivers import command
 from gpumodd.drivers.api import DriverContext, DriverError, ProbeSpec, UnitFile
 from gpumodd.estimate import flags, llamacpp
+from gpumodd.estimate.gguf import Header
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +72,10 @@ class LlamaCppDriver:
         run = flags.run((*_derived(spec, args), *args), env, devices=spec.device_count)
         if context is not None:
             run = replace(run, context=context)
-        (path,) = self.model_files(spec, options, args=args)
-        return llamacpp.breakdown(models[path], run).vram_mib
+        (model,) = models.values()
+        if not isinstance(model, Header):
+            raise ValueError("it is no GGUF file")
+        return llamacpp.breakdown(model, run).vram_mib
 
 
 def _derived(spec: ServiceSpec, args: tuple[str, ...]) -> tuple[str, ...]:

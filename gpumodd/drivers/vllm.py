@@ -2,10 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from gpumodd.core.specs import ServiceSpec
 from gpumodd.drivers import command
 from gpumodd.drivers.api import DriverContext, DriverError, ProbeSpec, UnitFile
+from gpumodd.estimate import vllm
+from gpumodd.estimate.checkpoint import Checkpoint
+from gpumodd.estimate.vllm import Need
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +59,38 @@ class VllmDriver:
 
     def device_env(self, uuids: tuple[str, ...]) -> Mapping[str, str]:
         return command.cuda_devices(uuids)
+
+    def model_files(self, spec: ServiceSpec, options: VllmOptions, *, args: tuple[str, ...]) -> tuple[str, ...]:
+        """The directory of a local model; what an id stands for is known to vLLM alone."""
+        path = self.requires_file(spec, options)
+        return () if path is None else (path,)
+
+    def estimate_mib(
+        self,
+        spec: ServiceSpec,
+        options: VllmOptions,
+        *,
+        args: tuple[str, ...],
+        env: Mapping[str, str],
+        models: Mapping[str, Any],
+        context: int | None = None,
+    ) -> int:
+        words = (*_derived(spec, args), *args)
+        need = Need(
+            context=context or _number(command.value(words, "--max-model-len")),
+            cache_type=command.value(words, "--kv-cache-dtype") or "auto",
+            cache_bytes=_number(command.value(words, "--kv-cache-memory-bytes")),
+            devices=spec.device_count,
+        )
+        (model,) = models.values()
+        if not isinstance(model, Checkpoint):
+            raise ValueError("it is no directory with a config.json and safetensors files")
+        return -(-vllm.needed(model, need) // vllm.MIB)
+
+
+def _number(word: str | None) -> int | None:
+    """A number as vLLM takes it where it is short; `8k` and the like are left to vLLM."""
+    return int(word) if word is not None and word.isascii() and word.isdigit() and int(word[:16]) > 0 else None
 
 
 def _derived(spec: ServiceSpec, args: tuple[str, ...]) -> tuple[str, ...]:

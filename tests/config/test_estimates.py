@@ -1,11 +1,15 @@
 """A service that declares no memory gets an estimate from its model's file, or a warning that says why not."""
 
+import json
 import os
+import re
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
 
+from gpumodd.config.check import report
 from gpumodd.config.model_files import ModelFiles, Unusable
 from gpumodd.core.specs import VramSource
 from tests.config.tree import Tree
@@ -111,3 +115,36 @@ def test_a_driver_that_fails_costs_its_estimate_only(tree: Tree, model: Path, mo
         loaded = llama(tree, model).load()
         assert loaded.catalog.services["chat"].vram_mib is None
         assert [w.code for w in loaded.warnings].count("vram_unknown") == 1
+
+
+def test_a_local_model_of_vllm_is_estimated_an_id_is_not(tree: Tree, tmp_path: Path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64, "max_position_embeddings": 4096}
+    (folder / "config.json").write_text(json.dumps(sizes))
+    head = json.dumps({"a": {"dtype": "F16", "shape": [1 << 29], "data_offsets": [0, 1 << 30]}}).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(head)) + head)
+    spec = llama(tree, folder, driver="vllm").load().catalog.services["chat"]
+    assert (spec.vram_source, spec.vram_mib) == (VramSource.ESTIMATED, 1024 + 2 + 1536)
+    shorter = llama(tree, folder, driver="vllm", context="2048").load().catalog.services["chat"]
+    assert shorter.vram_mib == 1024 + 1 + 1536
+    assert llama(tree, "org/name", driver="vllm").load().catalog.services["chat"].vram_mib is None
+    (folder / "model.safetensors").unlink()
+    (warning,) = [w for w in llama(tree, folder, driver="vllm").load().warnings if w.code == "vram_unknown"]
+    assert "0 safetensors files" in warning.message
+
+
+def test_each_driver_wants_its_own_kind_of_model(tree: Tree, model: Path, tmp_path: Path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "m.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
+    for driver, path, said in (("vllm", model, "no directory"), ("llamacpp", tmp_path, "no GGUF file")):
+        (warning,) = [w for w in llama(tree, path, driver=driver).load().warnings if w.code == "vram_unknown"]
+        assert said in warning.message
+
+
+def test_the_check_says_what_each_service_counts_for(tree: Tree, model: Path):
+    llama(tree, model).service("declared", vram_mib="77").service("unknown", vram_mib=None)
+    text = report(tree.load(), verbose=True)
+    assert re.search(r"^services/chat +\d+ MiB  \(estimated\)$", text, re.MULTILINE)
+    assert re.search(r"^services/declared +77 MiB  \(declared\)$", text, re.MULTILINE)
+    assert re.search(r"^services/unknown +unknown$", text, re.MULTILINE)
