@@ -12,6 +12,7 @@ from gpumodd.core.specs import ServiceSpec
 from gpumodd.drivers.api import Driver, Estimating
 
 MAX_MIB = 1 << 30
+CONTEXTS = tuple(n << k for k in range(17, 9, -1) for n in (3, 2))  # 384k, 256k, … 3k, 2k
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,21 @@ class Memory:
         if not isinstance(figure, int) or not 0 <= figure <= MAX_MIB:
             raise Unusable(f"driver {self.spec.driver} estimated {figure!r:.40}")
         return figure
+
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Smaller contexts that it could have, the largest first, and what it would take with each."""
+        found: list[tuple[int, int]] = []
+        least = self.mib()
+        for context in CONTEXTS:
+            if self.spec.context is None or context < self.spec.context:
+                try:
+                    mib = self.mib(context)
+                except Unusable:
+                    continue
+                if mib < least:
+                    found.append((context, mib))
+                    least = mib
+        return tuple(found)
 
 
 def memory(

@@ -219,7 +219,7 @@ class _Loading:
             memory = estimates.memory(made.driver, made.spec, options, model.args, model.env)
             if memory is None:
                 return made
-            spec = replace(made.spec, vram_mib=memory.mib(), vram_source=VramSource.ESTIMATED)
+            spec = replace(made.spec, vram_mib=memory.mib(), vram_source=VramSource.ESTIMATED, sizes=memory.sizes())
         except Unusable as error:
             message = f"cannot estimate its memory: {error}"
             hint = "a start is refused until this is mended, or vram_mib declared"

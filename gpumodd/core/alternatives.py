@@ -15,6 +15,7 @@ from gpumodd.core.desired import dependents
 from gpumodd.core.planner import plan
 from gpumodd.core.plans import PASSABLE, Plan
 from gpumodd.core.relief import Shortage
+from gpumodd.core.timing import load_s
 
 OFFERED = 5
 TOGETHER = 3  # up to so many changes are combined by trying
@@ -22,7 +23,6 @@ COMBINED = 12  # the changes that are tried in combinations
 LARGEST = 8  # a longer list of changes helps nobody
 TRIES = 60
 WORK = 1500  # services planned for, summed over all tries: this bounds the time
-UNMEASURED_MIB_PER_S = 1000  # how fast a service is taken to load that was never seen to load
 
 Changes = tuple[Change, ...]
 Reliefs = Mapping[Change, Counter[str]]
@@ -53,6 +53,7 @@ class _Search:
 
     def __init__(self, question: Question, proposed: Plan) -> None:
         self._question = question
+        self._views = question.given.services
         self._obstacles = {(r.code, r.service) for r in proposed.blocked}
         self._shortage = Shortage(question, proposed)
         self._left = max(12, min(TRIES, WORK // len(question.given.services)))
@@ -80,15 +81,18 @@ class _Search:
                     return found
                 if _pointless(chosen, found) or not self._shortage.may_end_with(reliefs[c] for c in chosen):
                     continue
-                settled = self._settled(chosen)
+                if self._plan(chosen) is None:
+                    continue
+                settled = self._settled(self._gentler(chosen, changes))
                 if settled and self._needs_each(settled):
                     found.append(settled)
         return found
 
     def _many(self, changes: Sequence[Change], reliefs: Reliefs) -> list[Changes]:
         """As many changes as anybody would read, less those that it can do without."""
-        largest_first = sorted(changes, key=lambda c: (self._rank((c,))[:2], -sum(reliefs[c].values()), self._order(c)))
-        for order in (changes, largest_first):
+        strongest = _strongest(changes, reliefs)
+        by_size = sorted(strongest, key=lambda c: (self._rank((c,))[:3], -sum(reliefs[c].values())))
+        for order in (strongest, by_size):
             chosen: Changes = ()
             for change in order:
                 more = (*chosen, change)
@@ -100,10 +104,21 @@ class _Search:
                 without = tuple(c for c in chosen if c is not change)
                 if self._plan(without) is not None:
                     chosen = without
-            settled = self._settled(chosen)
+            settled = self._settled(self._gentler(chosen, changes))
             if settled and self._needs_each(settled):
                 return [settled]
         return []
+
+    def _gentler(self, chosen: Changes, changes: Sequence[Change]) -> Changes:
+        """The same with the largest contexts that still do."""
+        for one in chosen:
+            for other in changes:
+                if other.kind is Kind.CONTEXT and other.service == one.service and other.context > one.context:
+                    more = tuple(other if c is one else c for c in chosen)
+                    if self._plan(more) is not None:
+                        chosen = more
+                        break
+        return chosen
 
     def _needs_each(self, chosen: Changes) -> bool:
         return all(self._plan(c for c in chosen if c is not one) is None for one in chosen)
@@ -113,9 +128,8 @@ class _Search:
         made = self._plan(chosen)
         if made is None:
             return ()
-        views = self._question.given.services
         to = {c.service: made.placements.get(c.service, ()) for c in chosen if c.kind is Kind.MOVE}
-        if any(not devices or devices == views[service].devices for service, devices in to.items()):
+        if any(not devices or devices == self._views[service].devices for service, devices in to.items()):
             return ()
         settled = tuple(replace(c, devices=to.get(c.service, ())) for c in chosen)
         return settled if self._plan(settled) is not None else ()
@@ -141,7 +155,7 @@ class _Search:
         """Less is better: not ours to do, what is lost and of which priority, seconds to load again, how gentle."""
         lost = self._lost(chosen)
         priority = max((self._question.specs[s].priority for s in lost), default=0)
-        cost = sum(self._load_s(s) for s in self._loads_again(chosen, lost))
+        cost = sum(load_s(self._views[s]) for s in self._loads_again(chosen, lost))
         gentle = [(GENTLENESS.index(c.kind), c.service) for c in chosen]
         theirs = any(c.kind is Kind.END for c in chosen)
         return theirs, bool(lost), priority, cost, len(chosen), gentle
@@ -159,22 +173,29 @@ class _Search:
         changed_ones = {c.service for c in chosen if c.service and not c.takes_away}
         return running_with(self._question.given, changed_ones) | lost
 
-    def _load_s(self, service: str) -> float:
-        measured = self._question.load_s.get(service)
-        return (self._question.specs[service].vram_mib or 0) / UNMEASURED_MIB_PER_S if measured is None else measured
-
     def _alternative(self, chosen: Changes) -> Alternative:
         again = self._loads_again(chosen, self._lost(chosen))
-        known = self._question.load_s
-        cost = round(sum(known[s] for s in again), 3) if again <= known.keys() else None
+        measured = [self._views[s].costs.load_s for s in again]
+        cost = None if None in measured else round(sum(s for s in measured if s is not None), 3)
         return Alternative(changes=chosen, message=told(self._question, chosen), cost_s=cost)
 
 
 def _promising(changes: Sequence[Change], reliefs: Reliefs) -> list[Change]:
     """The changes worth combining, in their order: the best ones, and those that free most."""
-    freeing = sorted(changes, key=lambda c: -sum(reliefs[c].values()))
-    chosen = {*changes[: COMBINED // 2], *freeing[: COMBINED // 2]}
-    return [c for c in changes if c in chosen]
+    strongest = _strongest(changes, reliefs)
+    freeing = sorted(strongest, key=lambda c: -sum(reliefs[c].values()))
+    chosen = {*strongest[: COMBINED // 2], *freeing[: COMBINED // 2]}
+    return [c for c in strongest if c in chosen]
+
+
+def _strongest(changes: Sequence[Change], reliefs: Reliefs) -> list[Change]:
+    """Of several of one kind for one service the one that frees most: the smallest context."""
+    best: dict[tuple[Kind, str, int], Change] = {}
+    for change in changes:
+        what = (change.kind, change.service, change.pid)
+        if what not in best or sum(reliefs[change].values()) > sum(reliefs[best[what]].values()):
+            best[what] = change
+    return [c for c in changes if c in best.values()]
 
 
 def _pointless(chosen: Changes, found: Iterable[Changes]) -> bool:

@@ -48,14 +48,12 @@ class Change:
 @dataclass(frozen=True, kw_only=True)
 class Question:
     """A wish that does not fit. `asked` are the services it names, `others` those that run on somebody else's behalf
-    (whose, in words), `strangers` the listed foreign processes per device, `load_s` what loading was measured to take.
-    """
+    (whose, in words), `strangers` the listed foreign processes per device."""
 
     given: PlanInput
     asked: frozenset[str]
     others: Mapping[str, str] = field(default_factory=dict)
     strangers: Mapping[str, tuple[ProcessFact, ...]] = field(default_factory=dict)
-    load_s: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def specs(self) -> Mapping[str, ServiceSpec]:
@@ -145,7 +143,7 @@ def possible(question: Question, coming: frozenset[str]) -> Iterator[Change]:
         settled = service in coming or view.ready  # what loads just now is left alone
         if settled:
             for context, vram_mib in sorted(view.spec.sizes, reverse=True):
-                if context < (view.spec.context or 0):
+                if view.spec.context is None or context < view.spec.context:
                     yield Change(kind=Kind.CONTEXT, service=service, context=context, vram_mib=vram_mib)
         elsewhere = len(given.budgets) > view.spec.device_count
         if settled and elsewhere and view.spec.vram_mib and (service not in coming or view.spec.devices):

@@ -69,7 +69,6 @@ def question_of(state: State, intent: Intent, wish: Desired, given: PlanInput) -
         asked=frozenset(named) & given.wanted,
         others={s: whose for s, whose in sorted(others.items()) if s in given.wanted},
         strangers={d.uuid: tuple(p for p in d.processes if p.service is None) for d in devices},
-        load_s={s: costs.load_s for s, costs in state.costs.items() if costs.load_s is not None},
     )
 
 

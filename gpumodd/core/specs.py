@@ -58,7 +58,7 @@ class ServiceSpec:
     vram_source: VramSource = VramSource.DECLARED
     ram_mib: int = 0
     context: int | None = None
-    sizes: tuple[tuple[int, int], ...] = ()  # (context, vram_mib) it could have with less; empty: not known to follow
+    sizes: tuple[tuple[int, int], ...] = ()  # smaller contexts and the vram_mib with each; empty: it does not follow
     depends_on: tuple[str, ...] = ()
     devices: tuple[str, ...] | None = None  # UUIDs or decimal indexes as text; None = auto
     device_count: int = 1

@@ -73,6 +73,18 @@ def test_the_figure_for_another_context(tree: Tree, model: Path):
     assert loaded.vram_at("nobody", 1024) is None
 
 
+def test_smaller_contexts_are_offered_with_what_they_take(tree: Tree, model: Path):
+    loaded = llama(tree, model, context="1048576").load()
+    spec = loaded.catalog.services["chat"]
+    contexts, figures = zip(*spec.sizes, strict=True)
+    assert list(contexts) == sorted(set(contexts), reverse=True)
+    assert list(figures) == sorted(set(figures), reverse=True)
+    assert contexts[0] < 1048576
+    assert figures[0] < spec.vram_mib
+    assert all(loaded.vram_at("chat", context) == mib for context, mib in spec.sizes)
+    assert llama(tree, model, vram_mib="77").load().catalog.services["chat"].sizes == ()
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [(None, "no such file or directory"), (b"", "cut short"), (b"PK\3\4" + bytes(64), "not a GGUF file")],

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from gpumodd.core import attention, conditions
+from gpumodd.core import attention, conditions, requests, simulation
 from gpumodd.core import effects as fx
 from gpumodd.core import events as ev
 from gpumodd.core.engine import Engine
@@ -236,6 +236,15 @@ class Machine:
                     return self.engine.state.operations[reply.operation]
             assert self.step(), "nothing more happens, and the operation has not ended"
         raise AssertionError("the operation does not end")
+
+    def simulate(self, mode: str) -> simulation.Simulated:
+        """What a switch to this mode would do, on fresh facts."""
+        state = self.engine.state
+        intent = requests.for_services(state, mode, self.catalog.modes[mode].services)
+        services = tuple(sorted(intent.wish(state.desired, state.catalog).services(state.catalog.services)))
+        facts = self._inspected(fx.Inspect(id=0, services=services))
+        self.feed(facts)
+        return simulation.simulate(state, intent, facts)
 
     def refused(self, kind: str, target: str, **how: object) -> fx.Refusal:
         request = self.ask(kind, target, **how)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from gpumodd.core.alternatives import LARGEST, OFFERED, Alternative, alternatives, lacks_memory
 from gpumodd.core.changes import Change, Kind, Question, changed
+from gpumodd.core.costs import Costs
 from gpumodd.core.facts import ProcessFact
 from gpumodd.core.ledger import Budget
 from gpumodd.core.phase import Phase
@@ -57,6 +58,11 @@ def down(name: str, vram_mib: int | None, **keys: object) -> ServiceView:
 def up(name: str, vram_mib: int, device: str = "GPU-0", **keys: object) -> ServiceView:
     spec = ServiceSpec(id=name, vram_mib=vram_mib, **keys)
     return ServiceView(id=name, phase=Phase.READY, gone=False, spec=spec, devices=(device,))
+
+
+def took(load_s: float, view: ServiceView) -> ServiceView:
+    """The service with a measured time to load."""
+    return replace(view, costs=Costs(loads=(load_s,)))
 
 
 def offered(given: PlanInput, *asked: str, others: dict[str, str] | None = None, **keys: object) -> list[Alternative]:
@@ -140,6 +146,16 @@ def test_less_context_is_as_much_as_fits():
     assert not any(c.context == 4096 for a in found for c in a.changes)
 
 
+def test_less_context_beside_something_else_is_as_much_as_fits_then():
+    sizes = ((16384, 12000), (8192, 9500), (4096, 9000))
+    given = machine(down("chat", 20000, context=32768, sizes=sizes), up("a", 10000), up("b", 6000))
+    assert messages(given, "chat", others={"a": "pinned", "b": "pinned"}) == [
+        "run chat with a context of 16384 instead of 32768 (12000 MiB); stop b (pinned)",
+        "run chat with a context of 16384 instead of 32768 (12000 MiB); stop a (pinned)",
+        "stop b (pinned) and a (pinned)",
+    ]
+
+
 def test_a_declared_figure_does_not_follow_the_context():
     given = machine(down("chat", 18000, context=32768), up("embed", 15000))
     assert not any(c.kind is Kind.CONTEXT for a in offered(given, "chat", "embed") for c in a.changes)
@@ -172,23 +188,21 @@ def test_host_memory_counts_like_a_devices():
 
 
 def test_the_cheapest_comes_first():
-    given = machine(down("chat", 14000), up("slow", 6000), up("quick", 6000))
-    others = {"slow": "pinned", "quick": "pinned"}
-    found = offered(given, "chat", others=others, load_s={"slow": 90.0, "quick": 4.0})
+    given = machine(down("chat", 14000), took(90, up("slow", 6000)), took(4, up("quick", 6000)))
+    found = offered(given, "chat", others={"slow": "pinned", "quick": "pinned"})
     assert [(a.message, a.cost_s) for a in found] == [("stop quick (pinned)", 4.0), ("stop slow (pinned)", 90.0)]
 
 
 def test_what_was_never_measured_counts_by_its_size():
-    given = machine(down("chat", 10000), up("large", 12000), up("medium", 11000))
-    others = {"large": "pinned", "medium": "pinned"}
-    found = offered(given, "chat", others=others, load_s={"medium": 30.0})
+    given = machine(down("chat", 10000), up("large", 12000), took(30, up("medium", 11000)))
+    found = offered(given, "chat", others={"large": "pinned", "medium": "pinned"})
     assert [(a.message, a.cost_s) for a in found] == [("stop large (pinned)", None), ("stop medium (pinned)", 30.0)]
 
 
 def test_a_higher_priority_is_kept_whatever_it_costs():
-    given = machine(down("chat", 10000), up("dear", 12000, priority=10), up("cheap", 11000, priority=90))
-    others = {"dear": "pinned", "cheap": "pinned"}
-    found = messages(given, "chat", others=others, load_s={"dear": 300.0, "cheap": 1.0})
+    dear, cheap = took(300, up("dear", 12000, priority=10)), took(1, up("cheap", 11000, priority=90))
+    given = machine(down("chat", 10000), dear, cheap)
+    found = messages(given, "chat", others={"dear": "pinned", "cheap": "pinned"})
     assert found == ["stop dear (pinned)", "stop cheap (pinned)"]
 
 
@@ -219,7 +233,6 @@ def questions(draw: st.DrawFn) -> Question:
         asked=frozenset(set(roots) - others),
         others=dict.fromkeys(sorted(others), "pinned"),
         strangers=strangers,
-        load_s={s: draw(st.sampled_from([1.0, 20.0])) for s in roots if draw(st.booleans())},
     )
 
 

@@ -10,6 +10,7 @@ from hypothesis import note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
+from gpumodd.core import effects as fx
 from gpumodd.core import events as ev
 from gpumodd.core.engine import Engine
 from gpumodd.core.facts import Ended, HealthFact
@@ -96,6 +97,37 @@ class Chaos(RuleBasedStateMachine):
     def switch_and_wait(self, mode):
         self.m.ask("switch", mode, quiesce=False)
         self.m.run(5.0)
+
+    @rule(mode=st.sampled_from(MODES))
+    def simulate_then_switch(self, mode):
+        """What a simulation says is what the switch then does, or why it is refused."""
+        m = self.m
+        if m.engine.state.active_operations() or m.engine.state.intents or m.engine.state.observing:
+            return
+        made = m.simulate(mode)
+        began = len(m.history)
+        request = m.ask("switch", mode)
+        while request not in m.replies and m.step(m.at + 1.0):
+            pass
+        between = [e for batch, _ in m.history[began:] for e in batch]
+        if [type(e) for e in between] != [ev.SwitchRequested, ev.Inspected]:
+            return  # something else happened meanwhile
+        reply = m.replies[request]
+        if reply.refusal is not None:
+            reasons = [r for r in reply.refusal.reasons if r.code != "state_unwritable"]
+            assert [(r.code, r.service, r.device) for r in reasons] == [
+                (r.code, r.service, r.device) for r in made.reasons
+            ]
+            assert reply.refusal.alternatives == made.alternatives
+            return
+        assert made.reasons == ()
+        _, *steps = m.engine.state.operations[reply.operation].steps
+        keys = {s.id: s.key for s in steps}
+        assert [(s.key, sorted(keys[i] for i in s.after)) for s in steps] == [
+            (s.key, sorted(s.after)) for s in made.plan.steps
+        ]
+        for effect in (e for _, effects in m.history[began:] for e in effects if isinstance(e, fx.StartUnit)):
+            assert effect.devices == made.plan.placements[effect.service]
 
     @rule(n=st.integers(0, 9))
     def start_and_wait(self, n):

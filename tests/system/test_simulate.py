@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.daemon import GPU, Daemon, RpcFailure
+from tests.support import tiny_gguf
+from tests.support.daemon import GPU, Daemon, RpcFailure, free_port
 
 
 def offline(daemon: Daemon, *words: str, code: int = 0) -> tuple[dict[str, Any], str]:
@@ -124,6 +125,28 @@ def test_a_declared_figure_does_not_follow_the_context(daemon: Daemon):
             "embed: its memory is declared (`vram_mib: 5000`), so it counts the same with any context"
         ]
         assert "Note: embed: its memory is declared" in d.ctl("simulate", "rag", "--context", "embed=4096").stdout
+
+
+def test_an_estimated_figure_follows_the_context(daemon: Daemon, tmp_path: Path):
+    model = tiny_gguf.write(tmp_path / "tiny.gguf")
+    daemon.settings["drivers"] = {"llamacpp": {"command": ["/bin/true"]}}
+    llama = {"id": "llama", "driver": "llamacpp", "model": str(model), "context": 1 << 20, "port": free_port()}
+    daemon.write("services/llama.yaml", llama)
+    daemon.mode("long", "llama", "embed")
+    daemon.mode("full", "llama", "chat", "embed")
+    with daemon as d:
+        large = d.rpc("mode.simulate", id="long")["devices"][0]["needed_mib"] - 5000
+        small = d.rpc("mode.simulate", id="long", context={"llama": 4096})
+        assert 0 < small["devices"][0]["needed_mib"] - 5000 < large
+        assert small["notes"] == []
+        # Room for half of it beside the others: less context is what takes nothing away.
+        d.table.set_foreign(GPU, 24564 - 512 - 21000 - large // 2)
+        best, *_ = d.rpc("mode.simulate", id="full")["alternatives"]
+        (context,) = best["context"].values()
+        assert best["message"].startswith(f"run llama with a context of {context} instead of 1048576 (")
+        assert d.rpc("mode.simulate", id="full", context=best["context"])["fits"]
+        shown = d.ctl("simulate", "full", "--context", f"llama={context}")
+        assert shown.stdout.startswith("Fits: ")
 
 
 # -- without a daemon -----------------------------------------------------------------------------------------
