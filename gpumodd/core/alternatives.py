@@ -22,7 +22,7 @@ TOGETHER = 3  # up to so many changes are combined by trying
 COMBINED = 12  # the changes that are tried in combinations
 LARGEST = 8  # a longer list of changes helps nobody
 TRIES = 60
-WORK = 1500  # services planned for, summed over all tries: this bounds the time
+WORK = 1000  # services planned for, summed over all tries: this bounds the time
 
 Changes = tuple[Change, ...]
 Reliefs = Mapping[Change, Counter[str]]
@@ -56,7 +56,7 @@ class _Search:
         self._views = question.given.services
         self._obstacles = {(r.code, r.service) for r in proposed.blocked}
         self._shortage = Shortage(question, proposed)
-        self._left = max(12, min(TRIES, WORK // len(question.given.services)))
+        self._left = max(8, min(TRIES, WORK // len(question.given.services)))
         self._plans: dict[frozenset[Change], Plan | None] = {}  # None: it does not fit
 
     def run(self) -> tuple[Alternative, ...]:
@@ -75,8 +75,9 @@ class _Search:
     def _few(self, changes: Sequence[Change], reliefs: Reliefs, *, at_most: int = 1000) -> list[Changes]:
         """Single changes that suffice, then pairs, then threes."""
         found: list[Changes] = []
+        strongest = _strongest(changes, reliefs)
         for size in range(1, TOGETHER + 1):
-            for chosen in combinations(changes if size == 1 else _promising(changes, reliefs), size):
+            for chosen in combinations(strongest if size == 1 else _promising(strongest, reliefs), size):
                 if self._left <= 0 or len(found) >= at_most:
                     return found
                 if _pointless(chosen, found) or not self._shortage.may_end_with(reliefs[c] for c in chosen):
@@ -90,6 +91,7 @@ class _Search:
 
     def _many(self, changes: Sequence[Change], reliefs: Reliefs) -> list[Changes]:
         """As many changes as anybody would read, less those that it can do without."""
+        self._left = max(self._left, LARGEST + 6)
         strongest = _strongest(changes, reliefs)
         by_size = sorted(strongest, key=lambda c: (self._rank((c,))[:3], -sum(reliefs[c].values())))
         for order in (strongest, by_size):
@@ -110,17 +112,25 @@ class _Search:
         return []
 
     def _gentler(self, chosen: Changes, changes: Sequence[Change]) -> Changes:
-        """The same with the largest contexts that still do."""
-        for one in chosen:
-            for other in changes:
-                if other.kind is Kind.CONTEXT and other.service == one.service and other.context > one.context:
-                    more = tuple(other if c is one else c for c in chosen)
-                    if self._plan(more) is not None:
-                        chosen = more
-                        break
-        return chosen
+        """The same with the largest contexts that still do, the same for all as far as they have it."""
+        shrunk = {c.service for c in chosen if c.kind is Kind.CONTEXT}
+        sizes = sorted((c for c in changes if c.kind is Kind.CONTEXT and c.service in shrunk), key=lambda c: c.context)
+        contexts = sorted({c.context for c in sizes})
+        best, low, high = chosen, 0, len(contexts)
+        while low < high:
+            middle = (low + high) // 2
+            most = {c.service: c for c in reversed(sizes)} | {
+                c.service: c for c in sizes if c.context <= contexts[middle]
+            }
+            more = tuple(most[c.service] if c.kind is Kind.CONTEXT else c for c in chosen)
+            if self._plan(more) is None:
+                high = middle
+            else:
+                best, low = more, middle + 1
+        return best
 
     def _needs_each(self, chosen: Changes) -> bool:
+        self._left = max(self._left, len(chosen))  # what is offered is known to be needed
         return all(self._plan(c for c in chosen if c is not one) is None for one in chosen)
 
     def _settled(self, chosen: Changes) -> Changes:
@@ -135,9 +145,11 @@ class _Search:
         return settled if self._plan(settled) is not None else ()
 
     def _plan(self, chosen: Iterable[Change]) -> Plan | None:
-        """The plan with these changes, if it fits and nothing new is in the way."""
+        """The plan with these changes, if it fits and nothing new is in the way; None, too, when enough was tried."""
         key = frozenset(chosen)
         if key not in self._plans:
+            if self._left <= 0:
+                return None
             self._left -= 1
             made = plan(changed(self._question, sorted(key, key=self._order)))
             new = {(r.code, r.service) for r in made.blocked} - self._obstacles
@@ -182,27 +194,24 @@ class _Search:
 
 def _promising(changes: Sequence[Change], reliefs: Reliefs) -> list[Change]:
     """The changes worth combining, in their order: the best ones, and those that free most."""
-    strongest = _strongest(changes, reliefs)
-    freeing = sorted(strongest, key=lambda c: -sum(reliefs[c].values()))
-    chosen = {*strongest[: COMBINED // 2], *freeing[: COMBINED // 2]}
-    return [c for c in strongest if c in chosen]
+    freeing = sorted(changes, key=lambda c: -sum(reliefs[c].values()))
+    chosen = {*changes[: COMBINED // 2], *freeing[: COMBINED // 2]}
+    return [c for c in changes if c in chosen]
 
 
 def _strongest(changes: Sequence[Change], reliefs: Reliefs) -> list[Change]:
     """Of several of one kind for one service the one that frees most: the smallest context."""
     best: dict[tuple[Kind, str, int], Change] = {}
     for change in changes:
-        what = (change.kind, change.service, change.pid)
-        if what not in best or sum(reliefs[change].values()) > sum(reliefs[best[what]].values()):
-            best[what] = change
-    return [c for c in changes if c in best.values()]
+        known = best.setdefault(change.what, change)
+        if sum(reliefs[change].values()) > sum(reliefs[known].values()):
+            best[change.what] = change
+    return [c for c in changes if best[c.what] is c]
 
 
 def _pointless(chosen: Changes, found: Iterable[Changes]) -> bool:
     """Two changes to one service, or more than what is found already."""
-    done = _what(chosen)
-    return len({(c.service, c.pid) for c in chosen}) < len(chosen) or any(done >= _what(one) for one in found)
-
-
-def _what(chosen: Changes) -> set[tuple[Kind, str, int]]:
-    return {(c.kind, c.service, c.pid) for c in chosen}
+    done = {c.what for c in chosen}
+    return len({(c.service, c.pid) for c in chosen}) < len(chosen) or any(
+        done >= {c.what for c in one} for one in found
+    )

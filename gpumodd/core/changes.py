@@ -40,6 +40,11 @@ class Change:
     pid: int = 0
 
     @property
+    def what(self) -> tuple[Kind, str, int]:
+        """What is done to whom, whatever the figure."""
+        return self.kind, self.service, self.pid
+
+    @property
     def takes_away(self) -> bool:
         """Will a service not run that would?"""
         return self.kind in (Kind.STOP, Kind.REMOVE)

@@ -1,13 +1,16 @@
 """What is offered instead of what does not fit really fits, is needed, and comes best first."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import permutations
 from random import Random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpumodd.core import alternatives as module
 from gpumodd.core.alternatives import LARGEST, OFFERED, Alternative, alternatives, lacks_memory
 from gpumodd.core.changes import Change, Kind, Question, changed
 from gpumodd.core.costs import Costs
@@ -204,6 +207,21 @@ def test_a_higher_priority_is_kept_whatever_it_costs():
     given = machine(down("chat", 10000), dear, cheap)
     found = messages(given, "chat", others={"dear": "pinned", "cheap": "pinned"})
     assert found == ["stop dear (pinned)", "stop cheap (pinned)"]
+
+
+# -- how far it looks -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("services", "devices", "tries"), [(10, 1, 130), (100, 8, 45), (400, 8, 45)])
+def test_the_search_is_bounded(monkeypatch, services: int, devices: int, tries: int):
+    """Where nothing helps and much could, on a machine with a hole on each device that nothing fits into."""
+    plans = Counter[str]()
+    monkeypatch.setattr(module, "plan", lambda given: plans.update(["plan"]) or plan(given))
+    sizes = tuple((1024 << n, 2000 + 100 * n) for n in range(8))
+    views = [down(f"s{i:03}", 5000, context=1 << 20, sizes=sizes, priority=i % 7) for i in range(services)]
+    given = machine(*views, gpus=devices, foreign_mib=GPU - RESERVE - 1999)
+    assert offered(given, *(v.id for v in views)) == []
+    assert 0 < plans["plan"] <= tries
 
 
 # -- whatever the machine -------------------------------------------------------------------------------------
