@@ -17,7 +17,7 @@ from gpumodd.__main__ import main
 from gpumodd.adapters.sqlite import SqliteStore
 from gpumodd.adapters.systemd import units as systemd
 from gpumodd.adapters.systemd.bus import Connection
-from gpumodd.core import deadlines
+from gpumodd.core import deadlines, ledger, planner, world
 
 FOLDER = Path()
 passed: Counter[str] = Counter()  # moments since each order
@@ -53,6 +53,35 @@ def calls(what: str, *_: object) -> str:
     return f"the call: {what}"
 
 
+# -- safeguards that can be taken out, to see that somebody notices -------------------------------------------
+
+
+def starts_wait_for_no_release() -> None:
+    gates = planner.gates_of
+
+    def none(*args: Any) -> Any:
+        drawn, reasons = gates(*args)
+        return dict.fromkeys(drawn, frozenset()), reasons
+
+    planner.gates_of = none
+
+
+def memory_is_back_when_the_process_is_gone() -> None:
+    ledger.ReleaseWindow.lingering = lambda self, _: dict.fromkeys(self.leaving, 0)  # type: ignore[method-assign]
+    world.foreign_mib = lambda *_: 0
+
+
+def nothing_is_written_down() -> None:
+    async def save(*args: object) -> None:
+        """As if it had been."""
+
+    SqliteStore.save = save  # type: ignore[method-assign,assignment]
+
+
+MUTANTS = {m.__name__: m for m in (starts_wait_for_no_release, memory_is_back_when_the_process_is_gone)}
+MUTANTS[nothing_is_written_down.__name__] = nothing_is_written_down
+
+
 if __name__ == "__main__":
     FOLDER = Path(sys.argv.pop(1))
     around(SqliteStore, "save", lambda *_: "a save")
@@ -70,5 +99,7 @@ if __name__ == "__main__":
     Connection.call = watched_call  # type: ignore[method-assign]
     if (FOLDER / "impatient").exists():
         deadlines.KILL_GRACE_S = deadlines.SURVIVOR_S = 1.0
+    if (FOLDER / "mutant").exists():
+        MUTANTS[(FOLDER / "mutant").read_text()]()
     sys.argv[1:] = ["run"]
     sys.exit(main())

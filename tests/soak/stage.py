@@ -68,12 +68,17 @@ class Witness:
         self.gap_s = 0.0
         self.samples = 0
 
-    def told(self) -> dict[str, Any]:
-        """What was seen since the last time; fails on what must never be seen."""
+    def forget(self) -> dict[str, Any]:
+        """What was seen since the last time, whatever it is."""
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         seen: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return seen
+
+    def told(self) -> dict[str, Any]:
+        """The same; fails on what must never be seen."""
+        seen = self.forget()
         self.gap_s, self.samples = max(self.gap_s, seen["gap_s"]), self.samples + seen["samples"]
         assert seen["overcommitted"] == [], f"more was promised or held than there is: {seen['overcommitted']}"
         assert seen["twice"] == [], f"a service ran twice at once: {seen['twice']}"
@@ -259,7 +264,7 @@ class Stage:
         except BaseException:
             print("\n".join(self.daemon.log.splitlines()[-60:]))
             self.witness = self.witness and (self.witness.close() or None)
-            self.daemon.__exit__()
+            self.daemon.__exit__(*sys.exc_info())
             raise
 
     def clear(self) -> None:
@@ -274,6 +279,8 @@ class Stage:
         self.witness.close()
         assert self.units() == {}
         until(lambda: not self.leftovers(), why="nothing is left")
+        if not (self.root / "impatient").exists():  # which no replay knows of
+            self.daemon.check_recordings()
 
     def leftovers(self) -> list[str]:
         """Whatever of the services and the daemon is still there."""

@@ -151,7 +151,7 @@ def test_a_ready_service_that_dies_comes_back_and_nothing_else_notices(stage: St
     with stage.running():
         reach(stage, "a")
         stage.account("a")
-        for _ in range(rounds(2, 30)):
+        for _ in range(rounds(1, 30)):
             victim = luck.choice(sorted(stage.modes["a"]))
             pid = pid_of(stage, victim)
             os.kill(pid, signal.SIGKILL)

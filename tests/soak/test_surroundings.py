@@ -118,7 +118,8 @@ def test_the_driver_gives_way_while_idle_and_in_the_middle_of_a_switch(stage: St
         reach(stage, "a")
         stage.account("a")
         mode = "a"
-        for fault in (lose_device, library_error, library_hangs) * rounds(1, 5):
+        faults = [lose_device, library_error, library_hangs] * rounds(1, 5)
+        for fault in faults if rounds(0) else [lose_device, chance("driver").choice(faults[1:])]:
             print(f"{fault.__name__} at {mode}")
             if fault is lose_device or rounds(0):
                 fault(stage)
