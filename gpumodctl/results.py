@@ -16,6 +16,8 @@ def show_operation_result(invocation: Invocation, operation: Operation, headline
         ids: list[str] = getattr(operation, block)
         if ids:
             invocation.say(f"{block.capitalize()}:", *(f"  {text.clean(id)}" for id in ids))
+    for reason in operation.passed:
+        invocation.say(*text.wrap(f"Let through: {reason.code}: {reason.message}", invocation.out.columns))
     if operation.back is not None:
         invocation.say(*text.wrap(f"The way back: {told_back(operation.back)}", invocation.out.columns))
 
@@ -37,7 +39,7 @@ def show_operations(invocation: Invocation, operations: Sequence[Operation]) -> 
                 operation.id,
                 operation.kind,
                 operation.target,
-                operation.state,
+                operation.state.replace("_", " ") + (" (forced)" if operation.forced else ""),
                 None if operation.seconds is None else duration(operation.seconds),
                 f"{ago(operation.created_at)} ago" if operation.created_at else None,
             )

@@ -55,7 +55,8 @@ def _words(topic: str, data: dict[str, Any]) -> str:
             return f"{id} {kind} {target}: {what} {step.get('state', '')}{lasted}{why}"
         case "operation", {"operation": id, "kind": kind, "target": target, "state": state}:
             why = f": {error.get('message', '')}" if isinstance(error := data.get("error"), dict) else ""
-            return f"{id} {kind} {target} {str(state).replace('_', ' ')}{why}"
+            how = "turns back" if data.get("turned_back") else str(state).replace("_", " ")
+            return f"{id} {kind} {target} {how}{why}"
         case "mode", {"mode": mode, "desired_mode": wanted}:
             return f"{mode or 'none'}" + (f", wanted: {wanted or 'none'}" if wanted != mode else "")
         case "device", {"state": state, "message": message}:

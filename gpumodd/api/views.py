@@ -269,6 +269,8 @@ class Views:
                 }
             case fx.OperationChanged() as change:
                 data = _of_operation(change.operation)
+                if change.operation.state.open and change.operation.turned_at is not None:
+                    data["turned_back"] = True
                 error = self._operations.error(change.operation)
                 return "operation", {**data, "error": msgspec.to_builtins(error)} if error else data
             case fx.ModeChanged() as change:

@@ -125,6 +125,7 @@ class _Asked:
             yield obstacle.message
         yield from self._needs()
         yield from self._memory()
+        yield from self._let_through()
         if world.stale(self._state, self._service) and self.phase not in AT_REST:
             yield "its definition changed, and it still runs the old one"
 
@@ -188,6 +189,17 @@ class _Asked:
         load_s = self._state.costs_of(self._service).load_s
         if load_s is not None and self.phase in (*AT_REST, Phase.STARTING, Phase.LOADING):
             yield f"from its start until it was ready, it took {load_s:.1f} s the last times"
+
+    def _let_through(self) -> Iterator[str]:
+        """What spoke against the start that led to this run."""
+        if self.phase in AT_REST:
+            return
+        for op in reversed(self._state.operations.values()):
+            if any(s.key == (Verb.START, self._service) and s.started_at is not None for s in op.steps):
+                told = "forced" if op.force else "overcommit: warn"
+                mine = (r for r in op.passed if r.service == self._service)
+                yield from (f"it was started in spite of this ({told}): {r.message}" for r in mine)
+                return
 
     def _is_wanted(self, service: str) -> bool:
         return service in self._state.desired.services(self._specs)

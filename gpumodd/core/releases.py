@@ -100,7 +100,10 @@ def _device(state: State, device: DeviceFact) -> bool:
 def _memory_back(state: State, service: str, device: DeviceFact, ended_at: float | None) -> None:
     """A device has its memory back, verified if it is known when its last process ended."""
     took = f", {state.at - ended_at:.1f} s after its end" if ended_at is not None else ""
-    state.track(service).tell(state.at, f"its memory on device {device.index} is back{took}")
+    told = f"its memory on device {device.index} is back{took}"
+    track = state.track(service)
+    if all(moment.text != told for moment in track.story[-2:]):  # its end may be seen after its processes have gone
+        track.tell(state.at, told)
     if ended_at is not None and not releasing(state, service):  # on several devices the last one counts
         state.measured(service, state.costs_of(service).released(state.at - ended_at))
 

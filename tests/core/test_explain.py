@@ -248,3 +248,24 @@ def test_nothing_is_said_twice_and_nothing_is_empty(service):
     for lines in (found.because, found.would_change):
         assert len(set(lines)) == len(lines)
         assert all(lines)
+
+
+def test_what_was_let_through_is_told_as_long_as_it_runs():
+    m = machine()
+    m.foreign["GPU-0"] = 15000
+    m.touch()
+    m.run(1.0)
+    m.do("switch", "heavy", force=True)
+    (told_so,) = [
+        line for line in told(m, "big").because if line.startswith("it was started in spite of this (forced)")
+    ]
+    assert "it needs 20000 MiB and 9052 of 24564 MiB can be had" in told_so
+    m.do("switch", "blank")
+    assert not [line for line in told(m, "big").because if "in spite" in line]
+
+
+def test_memory_that_is_back_is_told_once():
+    m = machine()
+    m.do("switch", "heavy")
+    m.do("switch", "blank")
+    assert sum(line.startswith("its memory on device 0 is back") for line in story(m, "big")) == 1

@@ -198,6 +198,14 @@ def test_an_operation_tells_its_story_and_the_way_back_apart(ctl):
     assert "* on the critical path" in back
 
 
+def test_what_was_forced_says_so_wherever_it_is_listed(tmp_path):
+    handlers = m.HANDLERS | {"operation.list": lambda _s, _p: [m.ROLLED_BACK]}
+    with served(tmp_path / "s", handlers):
+        assert "rolled back (forced)" in run("operation", "list", socket=tmp_path / "s").stdout
+        waited = run("operation", "wait", "8", socket=tmp_path / "s").stdout
+    assert "Let through: vram_unknown: cannot start vllm-embedding" in waited
+
+
 def test_an_operation_on_an_ascii_terminal(ctl):
     out = ctl("operation", "show", "8", PYTHONIOENCODING="ascii", PYTHONUTF8="0").stdout
     assert out.isascii()
@@ -209,14 +217,15 @@ def test_logs_cannot_touch_the_terminal(ctl):
 
 
 def test_events_are_lines(ctl):
-    lines = ctl("events", "-n", "14", COLUMNS="200").stdout.splitlines()
-    assert [line.split("  ", 3)[0] for line in lines] == ["2026-01-02T03:04:05Z"] * 14
+    lines = ctl("events", "-n", "15", COLUMNS="200").stdout.splitlines()
+    assert [line.split("  ", 3)[0] for line in lines] == ["2026-01-02T03:04:05Z"] * 15
     assert [line[41:] for line in lines] == [
         "service=whisper phase=ready cursor=1",
         "whisper: loading → ready",
         "7 switch rag running",
         "7 switch rag: stop whisper done in 0.5 s",
         "7 switch rag: start vllm-embedding failed: cannot start vllm-embedding: it was not healthy within 300 s",
+        "7 switch rag turns back: it broke",
         "7 switch rag rolled back: it broke",
         "rag",
         "rag, wanted: chat",

@@ -72,7 +72,8 @@ TOPICS = {
     "service": ("a service's phase changed", "`service`, `from`, `to`"),
     "operation": (
         "an operation began, turned back or ended; with `step`, one of its steps changed",
-        "`operation`, `kind`, `target`, `state`, `step`: [Step](#step), `error`: [OperationError](#operationerror)",
+        "`operation`, `kind`, `target`, `state`, `turned_back`, `step`: [Step](#step), `error`:"
+        " [OperationError](#operationerror)",
     ),
     "mode": (
         "another mode is wanted, or was reached in full",

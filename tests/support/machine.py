@@ -287,6 +287,7 @@ EVENTS: list[tuple[str, dict[str, Any]]] = [
     ("operation", OPERATION | {"state": "running"}),
     ("operation", OPERATION | {"state": "running", "step": as_dict(ROLLED_BACK.steps[0])}),
     ("operation", OPERATION | {"state": "running", "step": as_dict(ROLLED_BACK.steps[1])}),
+    ("operation", OPERATION | {"state": "running", "turned_back": True, "error": {"message": "it broke"}}),
     ("operation", OPERATION | {"state": "rolled_back", "error": {"code": "x", "message": "it broke"}}),
     ("mode", {"mode": "rag", "desired_mode": "rag", "was": {"mode": "blank", "desired_mode": "rag"}}),
     ("mode", {"mode": "rag", "desired_mode": "chat", "was": {}}),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.support.daemon import GPU, Daemon, RpcFailure, until
+from tests.system.talk import Talk
 
 
 @pytest.fixture
@@ -80,6 +81,11 @@ def test_an_operation_tells_both_directions_with_times_and_causes(stage: Daemon)
         assert critical[0]["verb"] == "inspect" and critical[-1]["verb"] == "wait_ready"
         # The path is a chain without holes: what it is made of adds up to what the whole took, or nearly so.
         assert sum(s["seconds"] for s in critical) >= 0.8 * operation["seconds"]
+        with Talk(d.socket) as talk:
+            talk.call("events.subscribe", topics=["operation"], after=0)
+            turned = talk.event("operation", operation="2", turned_back=True)["data"]
+            assert (turned["state"], turned["error"]["code"]) == ("running", "unit_failed")
+            assert talk.event("operation", operation="2", state="rolled_back")["data"].get("turned_back") is None
         shown = told(d, "operation", "show", "2")
         assert "State: rolled back" in shown
         assert "The way back: broken ended by itself: exit-code, exit status 1" in shown
