@@ -274,7 +274,8 @@ def _port_taken(spec: ServiceSpec, holder: ServiceSpec) -> Reason:
 
 
 def _why_start(spec: ServiceSpec, devices: tuple[str, ...], given: PlanInput) -> str:
-    where = ", ".join(f"device {given.budgets[u].index}" for u in devices)
+    there = [given.budgets[u] for u in devices if u in given.budgets]  # one of them may have vanished meanwhile
+    where = ", ".join(f"device {budget.index}" for budget in there)
     return f"wanted, {spec.vram_mib or 0} MiB on {where}" if where else "wanted"
 
 

@@ -151,6 +151,20 @@ def test_who_runs_on_a_device_that_vanishes_and_returns_elsewhere_is_left_alone(
     assert held == {A: {"a": 15000}, B: {"b": 15000}}
 
 
+@pytest.mark.parametrize("phase", ["starting", "loading"])
+def test_a_device_that_vanishes_under_a_start_is_no_reason_to_stumble(phase):
+    m = machine()
+    m.job_lag_s = 0.5
+    m.behaviours["a"] = Behaviour(load_s=3.0)
+    request = m.ask("start", "a")
+    until_phase(m, "a", phase)
+    shown(m, B)
+    m.run(0.2)
+    m.touch()
+    m.run(20.0)
+    assert (m.operation(request).state, m.phase("a")) == (State.SUCCEEDED, "ready")
+
+
 def test_nobody_waits_for_memory_of_a_device_that_is_not_there_any_more():
     m = machine()
     m.do("switch", "one")

@@ -549,3 +549,25 @@ def test_what_was_wrong_with_a_service_goes_with_its_definition():
     m.restart_daemon()
     m.run(5.0)
     assert (m.problems(), m.standing()) == (set(), "converged")
+
+
+def test_a_new_definition_that_does_not_work_ends_in_a_stated_place_and_not_in_a_loop():
+    """Nobody can go back to the old one: it is not there any more. What else ran goes on untouched."""
+    m = two_modes()
+    redefined(m, "tiny", fingerprint="1")
+    m.do("switch", "rag")
+    before = runs(m)
+    redefined(m, "tiny", fingerprint="2", startup_timeout_s=5.0)
+    m.behaviours["tiny"] = Behaviour(never_ready=True)
+    op = m.do("switch", "rag")
+    m.run(300.0)
+    assert op.state in (State.ROLLED_BACK, State.FAILED)
+    assert op.failure.reason.code == "health_timeout"
+    assert runs(m)["embed"] == before["embed"]
+    assert m.engine.state.track("tiny").gave_up
+    assert (m.standing(), "gave_up" in m.problems()) == ("degraded", True)
+    commands = len(m.log)
+    m.run(3600.0)
+    assert len(m.log) == commands
+    del m.behaviours["tiny"]
+    assert m.do("switch", "rag").state is State.SUCCEEDED

@@ -15,7 +15,7 @@ from gpumodd.core import events as ev
 from gpumodd.core.engine import Engine
 from gpumodd.core.facts import Ended, HealthFact
 from gpumodd.core.operations import State
-from gpumodd.core.specs import HealthSpec, OnFailure, OnLeave, Policy, ServiceSpec
+from gpumodd.core.specs import DeviceLimit, HealthSpec, OnFailure, OnLeave, Policy, ServiceSpec
 from gpumodd.runtime import recording
 from tests.core.machine import Behaviour, Machine, catalog
 
@@ -23,6 +23,7 @@ NAMES = ("a", "b", "c", "d", "e")
 MODES = ("one", "two", "three")
 HEARD_TWICE = (ev.UnitsObserved, ev.Probed, ev.DevicesSampled, ev.EffectEnded, ev.Ticked, ev.SaveWorked)
 SELDOM = st.sampled_from([False, False, True])  # so that faults pass, and something works in between
+LIMITS = (DeviceLimit(device="0", percent=60.0), DeviceLimit(device="GPU-1", mib=15000))
 HOT, DAMAGED = HealthFact(temperature_c=97, shutdown_c=98), HealthFact(reset_needed=True)
 HEALTH = HealthSpec(interval_s=5.0, failures=3, recoveries=2)
 
@@ -57,6 +58,7 @@ def catalogs(draw, gpus):
         quiesce_s=draw(st.sampled_from([0.0, 0.0, 2.0])),
         release_timeout_s=5.0,
         vram_limit_percent=draw(st.sampled_from([None, None, 80.0])),
+        vram_limits=draw(st.sampled_from([(), (), LIMITS])),
         restore_mode_at_start=draw(st.sampled_from([True, True, False])),
     )
     return catalog(*specs, policy=policy, **{m: draw(members) for m in MODES})
