@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gpumodd.core import conditions, deadlines, story, world
+from gpumodd.core.desired import closure
 from gpumodd.core.operations import Operation, Step, StepState, Verb
 from gpumodd.core.phase import AT_REST, Phase
 from gpumodd.core.setbacks import GIVE_UP_AFTER
@@ -185,10 +186,18 @@ class _Asked:
             where = ", ".join(f"{mib} MiB on {story.devices(self._state, [uuid])}" for uuid, mib in held.items())
             yield f"it holds {where}" + (f" ({source})" if source else "")
         elif spec is not None and spec.vram_mib:
-            yield f"it takes {spec.vram_mib} MiB ({spec.vram_source.value})"
+            yield f"it takes {spec.vram_mib} MiB ({spec.vram_source.value}){self._room()}"
         load_s = self._state.costs_of(self._service).load_s
         if load_s is not None and self.phase in (*AT_REST, Phase.STARTING, Phase.LOADING):
             yield f"from its start until it was ready, it took {load_s:.1f} s the last times"
+
+    def _room(self) -> str:
+        """What is left where most is, for who is down."""
+        budgets = world.budgets(self._state)
+        if self.phase not in AT_REST or not budgets:
+            return ""
+        most = max(budgets.values(), key=lambda b: (b.available_mib, -b.index))
+        return f"; {max(0, most.available_mib)} MiB are left on device {most.index}"
 
     def _let_through(self) -> Iterator[str]:
         """What spoke against the start that led to this run."""
@@ -212,6 +221,9 @@ class _Asked:
         obstacle = conditions.obstacles(self._state).get(self._service) if self._wanted else None
         if obstacle is not None and self.phase in AT_REST and obstacle.hint:
             yield obstacle.hint
+        for needed in self._spec.depends_on if self._spec is not None else ():
+            if world.phase_of(self._state, needed) is not Phase.READY and self._wanted:
+                yield f"`gpumodctl service explain {needed}` tells what {needed} waits for"
         service, modes = self._service, sorted(m.id for m in self._state.catalog.modes.values() if self._names(m.id))
         ahead = [op for op in self._state.active_operations() if any(self._under_way(op))]
         for op in ahead:
@@ -275,14 +287,13 @@ def _until(step: Step) -> str:
 
 
 def _story(state: State, service: str, phase: Phase) -> list[Moment]:
-    """What happened, oldest first; while it is not well, what happened to what it needs belongs to it."""
+    """What happened, oldest first. What happened to what it needs belongs to it, unless both are well."""
     track = state.tracks.get(service) or Track()
     moments = [*_earlier(state, service), *track.story]
-    spec = state.catalog.services.get(service)
-    for needed in spec.depends_on if spec is not None and phase is not Phase.READY else ():
+    for needed in sorted(closure([service], state.catalog.services) - {service}):
         other = state.tracks.get(needed)
-        newest = other.story[-OF_OTHERS:] if other is not None else ()
-        moments += [Moment(at=m.at, text=f"{needed}: {m.text}", cause=m.cause) for m in newest]
+        if other is not None and not (phase is Phase.READY and world.phase_of(state, needed) is Phase.READY):
+            moments += [Moment(at=m.at, text=f"{needed}: {m.text}", cause=m.cause) for m in other.story[-OF_OTHERS:]]
     return sorted(moments, key=lambda m: m.at)[-NEWEST:]
 
 

@@ -39,7 +39,7 @@ def until(m: Machine, service: str, phase: str) -> Explanation:
 def test_stopped_and_nobody_asks():
     found = told(machine(), "db")
     assert found.why == "no process of it runs"
-    assert found.because == ("nothing asks for it", "it takes 1000 MiB (declared)")
+    assert found.because == ("nothing asks for it", "it takes 1000 MiB (declared); 24052 MiB are left on device 0")
     assert found.would_change == (
         "`gpumodctl service start db` starts it",
         "`gpumodctl switch all` starts it with its mode",
@@ -55,7 +55,10 @@ def test_stopped_and_waited_for():
     found = told(m, "api")
     assert found.because[0] == "operation 1: switch web, asked by alice: will start it once db is ready"
     assert "it depends on db, which is loading" in found.because
-    assert found.would_change == ("`gpumodctl operation cancel 1` goes back to what was wanted before it",)
+    assert found.would_change == (
+        "`gpumodctl service explain db` tells what db waits for",
+        "`gpumodctl operation cancel 1` goes back to what was wanted before it",
+    )
     assert story(m, "api")[0] == (
         "db: asked to start on device 0, 1000 MiB [operation 1: switch web, asked by alice]"
     ), "while it waits, what happens to what it needs is its story"
@@ -269,3 +272,16 @@ def test_memory_that_is_back_is_told_once():
     m.do("switch", "heavy")
     m.do("switch", "blank")
     assert sum(line.startswith("its memory on device 0 is back") for line in story(m, "big")) == 1
+
+
+def test_what_it_needs_matters_to_who_is_well_too():
+    m = machine()
+    m.do("switch", "web")
+    assert not [line for line in story(m, "api") if line.startswith("db: ")]
+    m.crash("db", code=9)
+    until(m, "db", "backoff")
+    assert m.phase("api") == "ready"
+    found = told(m, "api")
+    assert "it depends on db, which is backoff: db ended by itself: exit-code, exit status 9" in found.because
+    assert "db: db ended by itself: exit-code, exit status 9" in story(m, "api")
+    assert "`gpumodctl service explain db` tells what db waits for" in found.would_change

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gpumodd.demo.table import Device
-from tests.support.daemon import Daemon, until
+from tests.support.daemon import Daemon, RpcFailure, until
 from tests.system.talk import Talk
 
 FIRST, SECOND = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-bbbbbbbb-0000-0000-0000-000000000002"
@@ -158,3 +158,17 @@ def test_a_lost_device_is_news_once_and_so_is_its_return(two: Daemon):
         d.table.set_lost(SECOND, 0)
         back = talk.event()["data"]
         assert (back["device"], back["state"], back["code"]) == (SECOND, "back", "device_lost")
+
+
+@on_nvml
+def test_a_driver_that_hangs_from_the_first_call_on_is_stale_news_and_no_missing_device(two: Daemon):
+    two.table.set_faults(("*", "nvmlInitWithFlags", "hang"))
+    with two as d:
+        for service in ("a", "b"):
+            with pytest.raises(RpcFailure) as refused:
+                d.rpc("service.start", id=service)
+            (reason,) = refused.value.data["details"]["reasons"]
+            assert (reason["code"], "has not answered" in reason["message"]) == ("telemetry_stale", True)
+        d.table.set_faults()
+        until(lambda: codes(d) == [])
+        d.rpc("service.start", id="beside", wait=True)
