@@ -67,6 +67,26 @@ def test_what_cannot_fit_is_refused_with_numbers_and_nothing_is_touched():
     assert m.engine.state.desired.mode == "rag"
 
 
+def test_a_refused_start_says_whom_to_stop_and_that_works():
+    m = Machine(catalog(service("a", 12000), service("b", 9000), service("c", 8000), rag=("a", "b"))).boot()
+    m.behaviours = {"a": Behaviour(load_s=8.0), "b": Behaviour(load_s=2.0)}
+    m.do("switch", "rag")
+    refusal = m.refused("start", "c")
+    assert [x.message for x in refusal.alternatives] == ["stop b (part of mode rag)", "stop a (part of mode rag)"]
+    assert [round(x.cost_s) for x in refusal.alternatives] == [2, 8]
+    assert refusal.hint == "to make it fit, stop b (part of mode rag)"
+    m.do("stop", "b")
+    m.do("start", "c")
+    assert m.running() == {"a", "c"}
+
+
+def test_what_is_refused_for_something_else_has_no_alternatives():
+    m = Machine(catalog(service("a", 12000), x=("a",)), taken_ports={"a"}).boot()
+    refusal = m.refused("switch", "x")
+    assert [r.code for r in refusal.reasons] == ["port_conflict"]
+    assert refusal.alternatives == ()
+
+
 def test_force_passes_the_memory_refusal():
     m = two_modes()
     m.devices["GPU-0"] = 24000

@@ -166,8 +166,43 @@ def test_simulate_of_what_does_not_fit(ctl):
     assert lines[2].strip() == "less reserve 512 MiB, foreign 330 MiB"
     assert lines[3:5] == ["GPU 1 RTX A400:", "Fits: 0 / 4094 MiB (headroom: 4094 MiB)"]
     assert "vram_insufficient: giant needs 30000 MiB" in result.stdout
-    assert "without giant it fits" in result.stdout
+    assert result.stdout.split("To make it fit, one of:\n")[1].splitlines()[:3] == [
+        "  run giant with a context of 4096",
+        "  stop whisper (pinned) (about 1 min 15 s to load again)",
+        "  leave out giant",
+    ]
+    assert result.stdout.endswith("\nNote: giant: its memory is declared\n")
     assert result.returncode == 4
+
+
+def test_simulate_takes_a_list_of_services_and_contexts(ctl):
+    out = ctl("simulate", "--services", "a,b", "--context", "a=4096", "--context", "x=y=8").stdout
+    assert [line.split()[0] for line in out.splitlines()[3:5]] == ["a", "b"]
+    assert "Note: context: {'a': 4096, 'x=y': 8}" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "give either a MODE or --services A,B,…"),
+        (("rag", "--services", "a"), "give either a MODE or --services A,B,…"),
+        (("rag", "--context", "a"), "cannot use --context 'a': it is not SERVICE=N"),
+        (("rag", "--context", "=8"), "cannot use --context '=8'"),
+        (("rag", "--context", "a=0"), "cannot use --context 'a=0'"),
+        (("rag", "--context", "a=-1"), "cannot use --context 'a=-1'"),
+        (("rag", "--context", "a=٣"), "cannot use --context"),
+        (("rag", "--context", "a=" + "9" * 5000), "cannot use --context"),
+    ],
+)
+def test_simulate_without_sense_is_a_usage_error(ctl, words, said):
+    result = ctl("simulate", *words)
+    assert result.returncode == 2
+    assert said in result.stderr
+
+
+def test_a_refusal_says_what_else_would_make_it_fit(ctl):
+    told = ctl("switch", "big").stderr
+    assert told.endswith("or one of:\n  stop whisper (pinned) (about 1 min 15 s to load again)\n  leave out giant\n")
 
 
 def test_switch_shows_only_the_blocks_that_have_something(ctl):

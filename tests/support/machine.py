@@ -186,7 +186,8 @@ def refused(_session: Session, _params: Any) -> Any:
             "reasons": [
                 {"code": "vram_insufficient", "message": "needs 30000 MiB of 24052 MiB", "hint": "smaller context"},
                 {"code": "port_conflict", "message": "port 8001 is taken by pid 9 (nginx)"},
-            ]
+            ],
+            "alternatives": [as_dict(alternative) for alternative in ALTERNATIVES],
         },
     )
 
@@ -252,7 +253,17 @@ def get_service(_session: Session, params: Any) -> Any:
     raise not_found("service", params.id)
 
 
+ALTERNATIVES = [
+    t.Alternative(message="run giant with a context of 4096", context={"giant": 4096}, cost_s=0.0),
+    t.Alternative(message="stop whisper (pinned)", stop=["whisper"], cost_s=75.0),
+    t.Alternative(message="leave out giant\x1b[2J", remove=["giant"]),
+]
+
+
 def simulate(_session: Session, params: Any) -> Any:
+    if params.services is not None:
+        services = [t.SimulationService(id=id, context=params.context.get(id)) for id in params.services]
+        return t.Simulation(fits=True, services=services, notes=[f"context: {params.context}"])
     if params.id == "big":
         return t.Simulation(
             fits=False,
@@ -273,7 +284,8 @@ def simulate(_session: Session, params: Any) -> Any:
             ],
             services=[t.SimulationService(id="giant", name="Giant", driver="vllm", vram_mib=30000)],
             blocked=[t.Reason(code="vram_insufficient", message="giant needs 30000 MiB", hint="quantise it")],
-            alternatives=[t.Alternative(message="without giant it fits", remove=["giant"])],
+            alternatives=ALTERNATIVES,
+            notes=["giant: its memory is declared"],
         )
     get_mode(_session, params)
     return SIMULATION
