@@ -158,7 +158,9 @@ class State:
         self.intents = tuple(new if intent is old else intent for intent in self.intents)
 
     def put(self, op: Operation) -> None:
-        """Replace the operation's record; the journal will save it and tell of it."""
+        """Replace the operation's record; if it is another one, the journal will save it and tell of it."""
+        if self.operations.get(op.id) is op:
+            return
         self.to_tell.setdefault(op.id, self.operations.get(op.id))
         self.to_save.add(op.id)
         self.operations[op.id] = op
