@@ -58,7 +58,7 @@ def arrives(d: Daemon, operation: dict[str, Any]) -> None:
     assert d.refusals() == []
 
 
-@on_both
+@on_nvml
 def test_a_driver_that_goes_away_in_the_middle_of_a_switch_only_delays_it(two: Daemon):
     with two as d:
         operation = switching(d)
@@ -87,7 +87,7 @@ def test_a_driver_that_hangs_in_the_middle_of_a_switch_only_delays_it(two: Daemo
         assert pids(d)["beside"] == before
 
 
-@on_both
+@on_nvml
 def test_a_device_that_falls_off_in_the_middle_of_a_switch_is_waited_for(two: Daemon):
     with two as d:
         operation = switching(d)

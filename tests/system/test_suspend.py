@@ -20,7 +20,7 @@ def laptop(tmp_path: Path, lid: Lid) -> Daemon:
     """A daemon with two services and the modes one and two; not started yet."""
     d = Daemon(tmp_path / "d")
     d.extra_env |= lid.environment
-    d.service("slow", 3000, "--load-s", "1.5", startup_timeout_s=10)
+    d.service("slow", 3000, "--load-s", "0.8", startup_timeout_s=10)
     d.service("other", 3000, health={"interval_s": 0.3, "failures": 1})
     d.mode("one", "slow", "other")
     d.mode("two", "other")

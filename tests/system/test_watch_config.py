@@ -113,7 +113,7 @@ def test_watching_can_be_turned_off_and_on_again(watched: Daemon):
     until(lambda: watched.log.count("reloaded") == 1)
     watched.write("services/tiny.yaml", spec(watched, "tiny", name="Unseen"))
     with pytest.raises(AssertionError, match="not within"):
-        until(lambda: name(watched) == "Unseen", within=1.5)
+        until(lambda: name(watched) == "Unseen", within=1.2)
     watched.write("gpumodd.yaml", settings)
     assert watched.rpc("daemon.reload")["changed"] == ["tiny"]
     watched.write("services/tiny.yaml", spec(watched, "tiny", name="Seen"))
@@ -135,7 +135,7 @@ def test_without_being_asked_nothing_is_watched_and_a_mistake_is_told_all_the_sa
         good = (d.config / "services/tiny.yaml").read_text()
         d.write("services/tiny.yaml", "{")
         with pytest.raises(AssertionError, match="not within"):
-            until(lambda: problems(d), within=1.5)
+            until(lambda: problems(d), within=1.2)
         assert d.rpc("daemon.reload")["errors"]
         assert problems(d) == ["invalid_config"]
         assert d.status()["state"] == "converged"
