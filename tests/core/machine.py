@@ -244,7 +244,7 @@ class Machine:
         services = tuple(sorted(intent.wish(state.desired, state.catalog).services(state.catalog.services)))
         facts = self._inspected(fx.Inspect(id=0, services=services))
         self.feed(facts)
-        return simulation.simulate(state, intent, facts)
+        return simulation.simulate(self.engine.state, intent, facts)  # the daemon may be another one by now
 
     def refused(self, kind: str, target: str, **how: object) -> fx.Refusal:
         request = self.ask(kind, target, **how)
