@@ -155,26 +155,27 @@ def _of_limits(state: State) -> list[Problem]:
     ]
 
 
-def _of_device(state: State, device: DeviceFact, budget: Budget | None) -> list[Problem]:
-    found: list[Problem] = []
-    seen = state.attribution.get(device.uuid)
+def _of_health(device: DeviceFact) -> list[Problem]:
+    """Why nothing is started on a device."""
     ailing = ailments(device)
-    if ailing:
-        found.append(
-            Problem(
-                code="device_lost" if device.lost else "device_unhealthy",
-                message=(
-                    f"{device.name} (device {device.index}) cannot be used: {device.lost}"
-                    if device.lost
-                    else f"nothing is started on {device.name} (device {device.index}): "
-                    + "; ".join(ailment.text for ailment in ailing)
-                ),
-                hint=ailing[0].hint,
-                since=device.at,
-                device=device.uuid,
-                details={name: value for ailment in ailing for name, value in ailment.details.items()},
-            )
+    if not ailing:
+        return []
+    name, why = f"{device.name} (device {device.index})", "; ".join(ailment.text for ailment in ailing)
+    return [
+        Problem(
+            code="device_lost" if device.lost else "device_unhealthy",
+            message=f"{name} cannot be used: {why}" if device.lost else f"nothing is started on {name}: {why}",
+            hint=ailing[0].hint,
+            since=device.at,
+            device=device.uuid,
+            details={name: value for ailment in ailing for name, value in ailment.details.items()},
         )
+    ]
+
+
+def _of_device(state: State, device: DeviceFact, budget: Budget | None) -> list[Problem]:
+    found = _of_health(device)
+    seen = state.attribution.get(device.uuid)
     if seen is not None and seen.guessed:
         found.append(
             Problem(

@@ -11,6 +11,7 @@ import pytest
 
 from gpumodd.adapters.nvml import NvmlDevices
 from gpumodd.core.facts import DeviceFact, DevicesFact
+from gpumodd.core.health import kinds
 
 pytestmark = pytest.mark.gpu
 
@@ -97,6 +98,24 @@ async def test_the_figures_are_those_of_nvidia_smi(devices):
     free = [int(row[0]) for row in smi("memory.free")]
     for device, free_mib in zip(fact.devices, free, strict=True):
         assert abs(device.total_mib - device.used_mib - free_mib) <= 64
+
+
+def figure(text: str) -> int | None:
+    """A number; None where the driver has none."""
+    return int(text) if text.isdigit() else None
+
+
+async def test_health_is_what_nvidia_smi_says(devices):
+    fact = await devices.sample(thorough=True)
+    asked = "temperature.gpu", "ecc.errors.uncorrected.volatile.total", "ecc.errors.uncorrected.aggregate.total"
+    for device, (degrees, volatile, aggregate) in zip(fact.devices, smi(*asked), strict=True):
+        health = device.health
+        assert (health.ecc_volatile, health.ecc_aggregate) == (figure(volatile), figure(aggregate))
+        seen = figure(degrees)
+        assert (health.temperature_c is None) == (seen is None)
+        assert seen is None or abs((health.temperature_c or 0) - seen) <= 10
+        assert health.shutdown_c is None or health.slowdown_c is None or health.slowdown_c <= health.shutdown_c
+        assert kinds(device) == (), "a machine for tests has a GPU that is well"
 
 
 async def test_an_allocation_is_seen_and_so_is_its_release(devices, child):
