@@ -20,9 +20,9 @@ def tell_refused(invocation: Invocation, refused: Refused, *, program: str = "gp
     if invocation.json:
         invocation.document(refused.raw)
     note(invocation, error.message, error.data.hint, program=program)
+    _tell_alternatives(invocation, error.data.details.get("alternatives"))
     for reason in _dicts(error.data.details.get("reasons")):
         _tell_reason(invocation, reason, told=(error.message, error.data.hint))
-    _tell_alternatives(invocation, error.data.details.get("alternatives"))
     operation = error.data.details.get("operation")
     shown = tell_operation(invocation, operation) if isinstance(operation, dict) else set()
     tell_log(invocation, "", error.data.details.get("log"), shown)
@@ -120,8 +120,7 @@ def _tell_alternatives(invocation: Invocation, alternatives: Any) -> None:
         others = msgspec.convert(alternatives or [], list[Alternative])[1:]
     except msgspec.ValidationError:
         return  # decoration only
-    if others:
-        invocation.note("or one of:", *(f"  {text.clean(instead(other))}" for other in others))
+    invocation.note(*(f"      or {text.clean(instead(other))}" for other in others))
 
 
 def _dicts(value: Any) -> Iterable[Mapping[str, Any]]:

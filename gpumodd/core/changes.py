@@ -16,7 +16,7 @@ from gpumodd.core.specs import ServiceSpec
 
 
 class Kind(StrEnum):
-    """What a change does; the gentlest first."""
+    """What a change does; the gentlest first. To put a service to sleep would stand before to stop it."""
 
     CONTEXT = "context"  # run a service with less context
     MOVE = "move"  # run a service on other devices
@@ -177,7 +177,7 @@ def told(question: Question, changes: Iterable[Change]) -> str:
 
 _VERBS = {
     Kind.CONTEXT: "run",
-    Kind.MOVE: "run",
+    Kind.MOVE: "move",
     Kind.STOP: "stop",
     Kind.REMOVE: "leave out",
     Kind.END: "end the foreign process",
@@ -193,7 +193,9 @@ def _words(question: Question, change: Change) -> str:
             return f"{change.service} with a context of {change.context}{before} ({change.vram_mib} MiB)"
         case Kind.MOVE:
             numbers = [str(question.given.budgets[u].index) for u in change.devices]
-            return f"{change.service} on device{'s' if len(numbers) > 1 else ''} {_listed(numbers)}"
+            bound = spec is not None and spec.devices is not None
+            how = f"`devices:` in services/{change.service}.yaml" if bound else "stop it first, then it starts there"
+            return f"{change.service} to device{'s' if len(numbers) > 1 else ''} {_listed(numbers)} ({how})"
         case Kind.STOP:
             return f"{change.service} ({question.others[change.service]})"
         case Kind.REMOVE:

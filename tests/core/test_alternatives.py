@@ -129,16 +129,21 @@ def test_moving_what_runs_elsewhere():
     given = machine(down("chat", 20000, devices=("0",)), up("embed", 6000), gpus=2)
     found = offered(given, "chat", "embed")
     assert found[1].changes == (Change(kind=Kind.MOVE, service="embed", devices=("GPU-1",)),)
-    told = ["run chat on device 1", "run embed on device 1", "leave out embed", "leave out chat"]
-    assert [a.message for a in found] == told
+    assert [a.message for a in found] == [
+        "move chat to device 1 (`devices:` in services/chat.yaml)",
+        "move embed to device 1 (stop it first, then it starts there)",
+        "leave out embed",
+        "leave out chat",
+    ]
 
 
 def test_moving_what_holds_more_than_it_says_takes_it_all():
     given = machine(down("chat", 20000, devices=("0",)), up("embed", 6000), up("tall", 14000, "GPU-1"), gpus=2)
-    assert "run embed on device 1" in messages(given, "chat", "embed", "tall")
+    advice = "move embed to device 1 (stop it first, then it starts there)"
+    assert advice in messages(given, "chat", "embed", "tall")
     held = {**given.budgets["GPU-0"].held, "embed": 11000}
     given = replace(given, budgets={**given.budgets, "GPU-0": replace(given.budgets["GPU-0"], held=held)})
-    assert "run embed on device 1" not in messages(given, "chat", "embed", "tall")
+    assert advice not in messages(given, "chat", "embed", "tall")
 
 
 def test_less_context_is_as_much_as_fits():

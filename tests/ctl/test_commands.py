@@ -201,8 +201,12 @@ def test_simulate_without_sense_is_a_usage_error(ctl, words, said):
 
 
 def test_a_refusal_says_what_else_would_make_it_fit(ctl):
-    told = ctl("switch", "big").stderr
-    assert told.endswith("or one of:\n  stop whisper (pinned) (about 1 min 15 s to load again)\n  leave out giant\n")
+    assert ctl("switch", "big").stderr.splitlines()[1:5] == [
+        "hint: sleep something",
+        "      or stop whisper (pinned) (about 1 min 15 s to load again)",
+        "      or leave out giant",
+        "  vram_insufficient: needs 30000 MiB of 24052 MiB",
+    ]
 
 
 def test_switch_shows_only_the_blocks_that_have_something(ctl):

@@ -2,12 +2,13 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gpumodd.demo.table import Device
 from tests.support import tiny_gguf
 from tests.support.daemon import GPU, Daemon, RpcFailure, free_port
 
@@ -40,8 +41,7 @@ def test_a_refusal_says_what_would_make_it_fit(daemon: Daemon):
             assert d.rpc("mode.simulate", id="huge", remove=instead["remove"])["fits"]
         shown = d.ctl("switch", "huge", check=False)
         assert shown.returncode == 4
-        assert "hint: to make it fit, leave out code" in shown.stderr
-        assert "or one of:\n  leave out chat" in shown.stderr
+        assert "hint: to make it fit, leave out code\n      or leave out chat\n" in shown.stderr
         assert (
             "To make it fit, one of:\n  leave out code\n  leave out chat"
             in d.ctl("simulate", "huge", check=False).stdout
@@ -63,6 +63,26 @@ def test_who_follows_the_advice_gets_there(daemon: Daemon):
             d.rpc("service.stop", id=service, wait=True)
         assert d.switch("chat")["state"] == "succeeded"
         assert d.ready() == {"chat", "tiny", "keeper", "cheap"} - set(best["stop"])
+
+
+def test_a_move_to_another_device(new_daemon: Callable[[], Daemon]):
+    d = new_daemon()
+    d.table.create(Device(GPU, 0, 24564), Device("GPU-other", 1, 24564))
+    d.service("bound", 16000, devices=[0])
+    d.service("free", 10000)
+    d.mode("one", "free")
+    d.mode("both", "bound", "free")
+    with d:
+        d.switch("one")
+        with pytest.raises(RpcFailure) as refused:
+            d.switch("both")
+        found = {a["message"]: a for a in refused.value.data["details"]["alternatives"]}
+        move = found["move free to device 1 (stop it first, then it starts there)"]
+        assert move["devices"] == {"free": ["GPU-other"]}
+        assert "move bound to device 1 (`devices:` in services/bound.yaml)" in found
+        d.rpc("service.stop", id="free", wait=True)
+        d.switch("both")
+        assert {s["id"]: s["devices"] for s in d.status()["services"]} == {"bound": [GPU], "free": ["GPU-other"]}
 
 
 def test_foreign_processes_come_last_and_are_named(daemon: Daemon):
