@@ -63,7 +63,7 @@ def memory(
     if not isinstance(driver, Estimating):
         return None
     try:
-        files: Any = driver.model_files(spec, options, args=args)
+        files: Any = driver.model_files(spec, options, args=args, env=env)
         names = tuple(files)
     except Exception as error:
         raise Unusable(f"driver {spec.driver} failed: {type(error).__name__}: {error}") from None

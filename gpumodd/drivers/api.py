@@ -103,7 +103,9 @@ class Estimating(Protocol):
     `gpumodd.estimate.checkpoint.Checkpoint`.
     """
 
-    def model_files(self, spec: ServiceSpec, options: Any, *, args: tuple[str, ...]) -> tuple[str, ...]:
+    def model_files(
+        self, spec: ServiceSpec, options: Any, *, args: tuple[str, ...], env: Mapping[str, str]
+    ) -> tuple[str, ...]:
         """The absolute paths of the models an estimate needs; none when none can be made."""
         ...
 

@@ -56,8 +56,13 @@ class LlamaCppDriver:
     def device_env(self, uuids: tuple[str, ...]) -> Mapping[str, str]:
         return command.cuda_devices(uuids)
 
-    def model_files(self, spec: ServiceSpec, options: LlamaCppOptions, *, args: tuple[str, ...]) -> tuple[str, ...]:
-        return (command.absolute(str(spec.model), options.cwd),)
+    def model_files(
+        self, spec: ServiceSpec, options: LlamaCppOptions, *, args: tuple[str, ...], env: Mapping[str, str]
+    ) -> tuple[str, ...]:
+        """The model, and those that are loaded beside it."""
+        beside = flags.beside(args, env)
+        names = [str(spec.model), *(name for name in (beside.projector, beside.draft) if name is not None)]
+        return tuple(command.absolute(name, options.cwd) for name in names)
 
     def estimate_mib(
         self,
@@ -72,10 +77,16 @@ class LlamaCppDriver:
         run = flags.run((*_derived(spec, args), *args), env, devices=spec.device_count)
         if context is not None:
             run = replace(run, context=context)
-        (model,) = models.values()
-        if not isinstance(model, Header):
+        if not all(isinstance(model, Header) for model in models.values()):
             raise ValueError("it is no GGUF file")
-        return llamacpp.breakdown(model, run).vram_mib
+        beside = flags.beside(args, env)
+
+        def named(name: str | None) -> Header | None:
+            return None if name is None else models[command.absolute(name, options.cwd)]
+
+        model = models[command.absolute(str(spec.model), options.cwd)]
+        taken = llamacpp.on_device(model, run, projector=named(beside.projector), draft=named(beside.draft))
+        return llamacpp.mib(taken)
 
 
 def _derived(spec: ServiceSpec, args: tuple[str, ...]) -> tuple[str, ...]:

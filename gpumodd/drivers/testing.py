@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gpumodd.core.specs import ServiceSpec
-from gpumodd.drivers.api import Driver, DriverContext, DriverError, ProbeSpec, UnitFile
+from gpumodd.drivers.api import Driver, DriverContext, DriverError, Estimating, ProbeSpec, UnitFile
 
 _UUIDS = ("GPU-11111111-2222-3333-4444-555555555555", "GPU-66666666-7777-8888-9999-000000000000")
 _NASTY = ("--flag", "a b", "%h", "$HOME", 'quote"', "line\nbreak", "", "ü")
@@ -41,6 +41,7 @@ def _checks(driver: Any, spec: ServiceSpec, options: object) -> Iterator[str]:
         yield "unit_file() gives different answers to one question"
     yield from _check_probe(driver, spec, options)
     yield from _check_file(driver, spec, options)
+    yield from _check_model_files(driver, spec, options)
     yield from _check_device_env(driver)
     yield from _check_refusals(driver, spec, options)
 
@@ -94,6 +95,14 @@ def _check_file(driver: Any, spec: ServiceSpec, options: object) -> Iterator[str
     file = driver.requires_file(spec, options)
     if file is not None and not (isinstance(file, str) and file.startswith("/")):
         yield "requires_file() returns neither an absolute path nor None"
+
+
+def _check_model_files(driver: Any, spec: ServiceSpec, options: object) -> Iterator[str]:
+    """Of drivers that estimate memory."""
+    if isinstance(driver, Estimating):
+        files: Any = driver.model_files(spec, options, args=_NASTY, env={})
+        if not isinstance(files, tuple) or not all(isinstance(file, str) and file.startswith("/") for file in files):
+            yield "model_files() does not return absolute paths"
 
 
 def _check_device_env(driver: Any) -> Iterator[str]:

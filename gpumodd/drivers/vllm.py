@@ -60,7 +60,9 @@ class VllmDriver:
     def device_env(self, uuids: tuple[str, ...]) -> Mapping[str, str]:
         return command.cuda_devices(uuids)
 
-    def model_files(self, spec: ServiceSpec, options: VllmOptions, *, args: tuple[str, ...]) -> tuple[str, ...]:
+    def model_files(
+        self, spec: ServiceSpec, options: VllmOptions, *, args: tuple[str, ...], env: Mapping[str, str]
+    ) -> tuple[str, ...]:
         """The directory of a local model; what an id stands for is known to vLLM alone."""
         path = self.requires_file(spec, options)
         return () if path is None else (path,)

@@ -5,7 +5,6 @@ Owns the names of the flags, the old ones too. What does not parse is left out: 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any
 
 from gpumodd.estimate.llamacpp import CACHE_TYPES, Run
@@ -20,6 +19,20 @@ def run(args: Iterable[str], env: Mapping[str, str], *, devices: int = 1) -> Run
         if value is not None:
             changes[flag.field] = value
     return replace(Run(devices=devices), **changes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """Models that a server loads beside its own, as the command line names them."""
+
+    projector: str | None = None  # makes tokens of pictures
+    draft: str | None = None  # guesses what the model will say
+
+
+def beside(args: Iterable[str], env: Mapping[str, str]) -> Beside:
+    """The other models of a server with this command line."""
+    said = {flag.field: word for flag, word in _said(tuple(args), env, BESIDE) if word}
+    return Beside(projector=said.get("projector"), draft=said.get("draft"))
 
 
 def _count(word: str) -> int | None:
@@ -99,17 +112,23 @@ FLAGS = (
     _Flag("cache_on_host", "", ("-kvo", "--kv-offload"), _no, alone=True),
     _Flag("no_device", "LLAMA_ARG_DEVICE", ("-dev", "--device"), _none),
 )
-_BY_NAME = MappingProxyType({name: flag for flag in FLAGS for name in flag.names})
+BESIDE = (
+    _Flag("projector", "LLAMA_ARG_MMPROJ", ("-mm", "--mmproj"), str),
+    _Flag("draft", "LLAMA_ARG_SPEC_DRAFT_MODEL", ("-md", "--model-draft", "--spec-draft-model"), str),
+)
 
 
-def _said(args: tuple[str, ...], env: Mapping[str, str]) -> Iterator[tuple[_Flag, str]]:
+def _said(
+    args: tuple[str, ...], env: Mapping[str, str], flags: tuple[_Flag, ...] = FLAGS
+) -> Iterator[tuple[_Flag, str]]:
     """Environment first, then the flags in their order: what comes later wins."""
-    for flag in FLAGS:
+    by_name = {name: flag for flag in flags for name in flag.names}
+    for flag in flags:
         if flag.variable in env and not (flag.alone and _switch(env[flag.variable]) is not True):
             yield flag, env[flag.variable]
     words = iter(args)
     for word in words:
         name, equals, value = word.partition("=")
-        if name in _BY_NAME:
-            flag = _BY_NAME[name]
+        if name in by_name:
+            flag = by_name[name]
             yield flag, value if equals or flag.alone else next(words, "")

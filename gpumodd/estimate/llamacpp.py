@@ -4,7 +4,7 @@ Owns the sum and its parts, and what of it is on the device. Everything is count
 `docs/estimates.md` has the mechanisms and how far off the figures were.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gpumodd.estimate.cache import cache_bytes, cells, padded, state_bytes
 from gpumodd.estimate.compute import compute_bytes
@@ -21,6 +21,7 @@ CACHE_TYPES = frozenset({"f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl",
 UNIFORM = frozenset({"F32", "F16", "BF16"})  # the others round, and rotate before that
 NO_FLASH = frozenset({"grok"})  # switched off for these, whatever was asked for
 MAX_CONTEXT = 1 << 30
+F16 = BY_NAME["f16"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +31,8 @@ class Run:
     context: int = 0  # tokens of all slots together; 0: what the model was trained with
     slots: int | None = None  # None: four slots that share one cache
     unified: bool | None = None  # the slots share one cache; None: only if their number was not given
-    key_type: Quantization = BY_NAME["f16"]
-    value_type: Quantization = BY_NAME["f16"]
+    key_type: Quantization = F16
+    value_type: Quantization = F16
     batch: int = 2048
     micro_batch: int = 512
     flash: bool = True
@@ -68,7 +69,28 @@ class Breakdown:
 
     @property
     def vram_mib(self) -> int:
-        return -(-self.on_device // MIB)
+        return mib(self.on_device)
+
+
+def mib(size: int) -> int:
+    """Whole MiB, rounded up."""
+    return -(-size // MIB)
+
+
+def on_device(header: Header, run: Run, *, projector: Header | None = None, draft: Header | None = None) -> int:
+    """What a server with these models has on its devices, in bytes; raises BadModel.
+
+    Of a projector only the weights are counted: how large its buffer is depends on the pictures.
+    """
+    total = breakdown(header, run).on_device
+    if run.no_device:
+        return total
+    if projector is not None:
+        total += sum(tensor.bytes for tensor in projector.tensors)
+    if draft is not None:
+        alone = replace(run, key_type=F16, value_type=F16, offloaded=None, experts_on_host=0)
+        total += breakdown(draft, alone).on_device - OVERHEAD * run.devices
+    return total
 
 
 def breakdown(header: Header, run: Run) -> Breakdown:

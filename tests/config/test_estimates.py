@@ -119,6 +119,16 @@ def test_a_header_is_read_again_only_when_its_file_changed(model: Path, written:
         files.header(str(model))
 
 
+def test_a_draft_model_counts_too(tree: Tree, model: Path):
+    alone = vram(llama(tree, model))
+    other = tiny_gguf.write(model.parent / "draft.gguf", feed_forward=8192)  # 6 MiB
+    assert vram(llama(tree, model, args=f"[--spec-draft-model, {other}]")) >= alone + 6
+    (warning,) = [
+        w for w in llama(tree, model, args="[-md, /nowhere/d.gguf]").load().warnings if w.code == "vram_unknown"
+    ]
+    assert "/nowhere/d.gguf" in warning.message
+
+
 def test_a_driver_that_fails_costs_its_estimate_only(tree: Tree, model: Path, monkeypatch):
     from gpumodd.drivers.llamacpp import LlamaCppDriver
 

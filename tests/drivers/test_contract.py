@@ -74,6 +74,11 @@ class RelativeFile(Broken):
         return "model.gguf"
 
 
+class RelativeModel(Broken):
+    def model_files(self, spec, options, *, args, env):
+        return ("model.gguf",)
+
+
 class OneDeviceOnly(Broken):
     def device_env(self, uuids):
         return {"CUDA_VISIBLE_DEVICES": uuids[0]}
@@ -113,6 +118,7 @@ class OptionsMutable(Broken):
         (NoUnit(), "does not return a UnitFile"),
         (AlwaysProbes(), "there is a probe although the service has no port"),
         (RelativeFile(), "neither an absolute path nor None"),
+        (RelativeModel(), "model_files() does not return absolute paths"),
         (OneDeviceOnly(), "device_env() does not name the devices"),
         (AcceptsAnything(), "accepts what check() refuses"),
         (Raises(), "RuntimeError: boom"),

@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from gpumodd.estimate import flags
+from gpumodd.estimate.flags import Beside
 from gpumodd.estimate.llamacpp import CACHE_TYPES, Run
 from gpumodd.estimate.quantization import BY_NAME
 from tests.support.llama import llama_server
@@ -49,12 +50,21 @@ def test_the_environment_says_it_too_and_a_flag_wins():
     assert flags.run([], {"LLAMA_ARG_SWA_FULL": "0"}) == Run()
 
 
+def test_models_beside_the_model():
+    assert flags.beside([], {}) == Beside()
+    assert flags.beside(["-md", "d.gguf", "--mmproj=p.gguf", "-c", "7"], {}) == Beside(
+        projector="p.gguf", draft="d.gguf"
+    )
+    assert flags.beside(["--mmproj"], {"LLAMA_ARG_SPEC_DRAFT_MODEL": "d"}) == Beside(draft="d")
+
+
 @pytest.mark.real
 def test_the_server_knows_every_flag_and_type():
     answer = subprocess.run([llama_server(), "--help"], capture_output=True, text=True, timeout=20, check=True).stdout
     known = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", answer))
-    assert {name for flag in flags.FLAGS for name in flag.names} <= known
-    assert {flag.variable for flag in flags.FLAGS if flag.variable} <= set(re.findall(r"LLAMA_ARG_\w+", answer))
+    ours = (*flags.FLAGS, *flags.BESIDE)
+    assert {name for flag in ours for name in flag.names} <= known
+    assert {flag.variable for flag in ours if flag.variable} <= set(re.findall(r"LLAMA_ARG_\w+", answer))
     (types,) = set(
         re.findall(r"allowed values: ([^\n]+)", answer.partition("--cache-type-k")[2].partition("(default")[0])
     )

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from gpumodd.estimate.gguf import BadModel, Header, Tensor
-from gpumodd.estimate.llamacpp import MIB, OVERHEAD, Run, breakdown
+from gpumodd.estimate.llamacpp import MIB, OVERHEAD, Run, breakdown, on_device
 from gpumodd.estimate.quantization import BY_NAME
 from tests.support.published_models import header, load
 
@@ -53,6 +53,16 @@ def test_experts_and_caches_can_stay_on_the_host():
     experts = sum(t.bytes for t in EXPERTS.tensors if "_exps" in t.name and int(t.name.split(".")[1]) < 24)
     assert whole.on_device - without.on_device == experts
     assert whole.on_device - breakdown(EXPERTS, Run(context=8192, cache_on_host=True)).on_device == whole.cache
+
+
+def test_models_beside_the_model_are_counted():
+    run = Run(context=8192, key_type=BY_NAME["q8_0"])
+    alone = on_device(LLAMA, run)
+    assert alone == breakdown(LLAMA, run).on_device
+    draft = breakdown(TIED, Run(context=8192)).on_device - OVERHEAD
+    assert on_device(LLAMA, run, draft=TIED) == alone + draft
+    projector = header(MODELS["bge-large"])  # any header does: its weights are all on the device
+    assert on_device(LLAMA, run, projector=projector) == alone + sum(t.bytes for t in projector.tensors)
 
 
 def test_every_device_has_its_overhead():
