@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +55,19 @@ def quiet_ports() -> Iterator[int]:
             yield port
 
 
+def slice_of(box: Sandbox) -> str:
+    """The cgroup of all services, as it is named inside."""
+    number = box.cgroup.rpartition("-")[2].removesuffix(".slice")
+    return f"/sys/fs/cgroup{box.cgroup}/user@{number}.service/gpumod.slice"
+
+
 class Witness:
     """The sampler, as a process."""
 
     def __init__(self, d: Daemon) -> None:
         assert d.box is not None
-        number = d.box.cgroup.rpartition("-")[2].removesuffix(".slice")
-        slice_ = f"/sys/fs/cgroup{d.box.cgroup}/user@{number}.service/gpumod.slice"
         script = Path(__file__).with_name("sampler.py")
-        argv = [sys.executable, "-I", "-S", str(script), str(d.table.path), slice_, str(RESERVE_MIB)]
+        argv = [sys.executable, "-I", "-S", str(script), str(d.table.path), slice_of(d.box), str(RESERVE_MIB)]
         self.process = d.box.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.gap_s = 0.0
         self.samples = 0
@@ -214,10 +218,12 @@ class Stage:
     def cgroups(self) -> dict[str, set[int]]:
         """Processes by service, as the kernel tells them."""
         found: dict[str, set[int]] = {}
-        for folder in Path("/sys/fs/cgroup").glob(f"**{self.box.cgroup}/*/gpumod.slice/gpumod-*.service"):
-            pids = {int(word) for word in (folder / "cgroup.procs").read_text().split()}
-            if pids:
-                found[folder.name[7:-8]] = pids
+        slice_ = self.box.seen(slice_of(self.box))
+        for name in os.listdir(slice_) if slice_.exists() else ():  # noqa: PTH208  # they come and go meanwhile
+            with suppress(OSError):
+                pids = {int(word) for word in (slice_ / name / "cgroup.procs").read_text().split()}
+                if pids and name.endswith(".service"):
+                    found[name[7:-8]] = pids
         return found
 
     def check_table(self, status: dict[str, Any]) -> None:
@@ -284,7 +290,8 @@ class Stage:
 
     def leftovers(self) -> list[str]:
         """Whatever of the services and the daemon is still there."""
-        left = [str(path) for path in Path("/sys/fs/cgroup").glob(f"**{self.box.cgroup}/*/gpumod.slice/*.service")]
+        slice_ = self.box.seen(slice_of(self.box))
+        left = [name for name in (os.listdir(slice_) if slice_.exists() else ()) if name.endswith(".service")]  # noqa: PTH208
         left += [str(path) for path in (self.daemon.socket,) if path.exists()]
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             try:
