@@ -95,6 +95,28 @@ def test_no_bus_for_a_while(stage: Stage):
         assert not problems(stage)
 
 
+@pytest.mark.skipif(not rounds(0), reason="takes long: `make soak` does it")
+def test_no_bus_for_longer_than_a_switch_waits(stage: Stage):
+    stage.daemon.policy["release_timeout_s"] = 2
+    with stage.running():
+        reach(stage, "a")
+        stage.account("a")
+        for _ in range(rounds(1, 5)):
+            id = stage.switch("b")
+            until(lambda: moving(stage), why="it has begun")
+            stage.box.systemctl("stop", "dbus.socket", "dbus.service")
+            assert id is not None
+            ended = stage.ended(id)
+            assert (ended["state"], ended["error"]["code"]) == ("failed", "units_unreachable"), stage.story()
+            stage.box.systemctl("start", "dbus.socket", "dbus.service")
+            until(lambda: stage.modes["a"] <= stage.daemon.ready(), within=60, why="what is desired is mended")
+            until(lambda: not stage.daemon.status()["operation"])
+            orphans = {p["service"] for p in stage.daemon.status()["problems"] if p["code"] == "orphan_running"}
+            assert set(stage.cgroups()) - stage.modes["a"] == orphans, "what it had begun to start is told"
+            reach(stage, "a")
+            stage.account("a")
+
+
 # -- driver ---------------------------------------------------------------------------------------------------
 
 
