@@ -52,6 +52,7 @@ class Simulator:
         await self._observe(facts)
         specs, notes = self._resized(contexts)
         made = simulation.simulate(state, intent, facts, specs)
+        notes += [f"{r.message}; a switch goes ahead all the same (`overcommit: warn`)" for r in made.plan.passed]
         shown = [s for s in (*members, *(s for s in services if s not in members)) if s in made.specs]
         return self._views.simulation(params.id, shown, made, notes)
 

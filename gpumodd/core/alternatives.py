@@ -166,7 +166,8 @@ class _Search:
     def _rank(self, chosen: Changes) -> tuple[bool, bool, int, float, int, list[tuple[int, str]]]:
         """Less is better: not ours to do, what is lost and of which priority, seconds to load again, how gentle."""
         lost = self._lost(chosen)
-        priority = max((self._question.specs[s].priority for s in lost), default=0)
+        specs = self._question.specs
+        priority = max((specs[s].priority for s in lost if s in specs), default=0)
         cost = sum(load_s(self._views[s]) for s in self._loads_again(chosen, lost))
         gentle = [(GENTLENESS.index(c.kind), c.service) for c in chosen]
         theirs = any(c.kind is Kind.END for c in chosen)

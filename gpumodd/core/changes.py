@@ -142,21 +142,23 @@ def _respecified(question: Question, change: Change) -> ServiceSpec:
 def possible(question: Question, coming: frozenset[str]) -> Iterator[Change]:
     """Every change that is ours to make, contexts from the largest down."""
     given = question.given
-    for service in sorted(given.wanted & question.specs.keys()):
+    for service in sorted(given.wanted & given.services.keys()):
         view = given.services[service]
-        assert view.spec is not None
-        settled = service in coming or view.ready  # what loads just now is left alone
-        if settled:
-            for context, vram_mib in sorted(view.spec.sizes, reverse=True):
-                if view.spec.context is None or context < view.spec.context:
-                    yield Change(kind=Kind.CONTEXT, service=service, context=context, vram_mib=vram_mib)
-        elsewhere = len(given.budgets) > view.spec.device_count
-        if settled and elsewhere and view.spec.vram_mib and (service not in coming or view.spec.devices):
-            yield Change(kind=Kind.MOVE, service=service)
+        if view.spec is not None and (service in coming or view.ready):  # what loads just now is left alone
+            yield from _other_sizes(view.spec)
+            elsewhere = len(given.budgets) > view.spec.device_count
+            if elsewhere and view.spec.vram_mib and (service not in coming or view.spec.devices):
+                yield Change(kind=Kind.MOVE, service=service)
         if service in question.others and service not in question.asked:
             yield Change(kind=Kind.STOP, service=service)
         if service in question.asked and service not in question.others and len(question.asked) > 1:
             yield Change(kind=Kind.REMOVE, service=service)
+
+
+def _other_sizes(spec: ServiceSpec) -> Iterator[Change]:
+    for context, vram_mib in sorted(spec.sizes, reverse=True):
+        if spec.context is None or context < spec.context:
+            yield Change(kind=Kind.CONTEXT, service=spec.id, context=context, vram_mib=vram_mib)
 
 
 def endable(question: Question) -> list[Change]:

@@ -75,13 +75,13 @@ class Shortage:
                 wanted = question.given.wanted
                 ends = {change.service, *dependents([change.service], self._specs)} & wanted
                 total: Counter[str] = Counter()
-                for service in closure(ends, self._specs) & wanted:
+                for service in (ends | closure(ends, self._specs)) & wanted:
                     total.update(self._of(service))
                 return total
 
     def _of(self, service: str) -> Counter[str]:
         """What there would be more without it."""
-        given, spec = self._question.given, self._specs[service]
+        given = self._question.given
         if service not in self.coming:
             freed = Counter({u: b.held[service] for u, b in given.budgets.items() if service in b.held})
             freed[ALL] = sum(freed.values())
@@ -89,6 +89,7 @@ class Shortage:
             return freed
         freed = Counter(self._bound(service))
         freed[ALL] = given.services[service].needed_mib
+        spec = self._specs[service]
         freed[HOST] = spec.ram_mib
         if spec.vram_mib is None:
             freed[service] = 1

@@ -4,7 +4,7 @@ Owns the way from an intent to a verdict; an admission judges by the same functi
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gpumodd.core import requests
 from gpumodd.core.alternatives import Alternative, alternatives
@@ -65,7 +65,7 @@ def question_of(state: State, intent: Intent, wish: Desired, given: PlanInput) -
     others.update((s, "runs, though nothing asks for it") for s in given.wanted - held if s in given.services)
     devices = state.devices.devices if state.devices is not None else ()
     return Question(
-        given=given,
+        given=replace(given, lenient=frozenset()),  # what fits needs no leniency
         asked=frozenset(named) & given.wanted,
         others={s: whose for s, whose in sorted(others.items()) if s in given.wanted},
         strangers={d.uuid: tuple(p for p in d.processes if p.service is None) for d in devices},

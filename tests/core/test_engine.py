@@ -80,6 +80,18 @@ def test_a_refused_start_says_whom_to_stop_and_that_works():
     assert m.running() == {"a", "c"}
 
 
+def test_what_nothing_configures_any_more_can_be_stopped_to_make_room():
+    m = Machine(catalog(service("old", 12000), service("new", 16000), x=("old",))).boot()
+    m.do("switch", "x")
+    m.catalog = catalog(m.catalog.services["new"])
+    m.feed(ev.CatalogLoaded(at=m.at, catalog=m.catalog))
+    refusal = m.refused("start", "new")
+    assert [x.message for x in refusal.alternatives] == ["stop old (runs, though nothing asks for it)"]
+    m.do("stop", "old")
+    m.do("start", "new")
+    assert m.running() == {"new"}
+
+
 def test_what_is_refused_for_something_else_has_no_alternatives():
     m = Machine(catalog(service("a", 12000), x=("a",)), taken_ports={"a"}).boot()
     refusal = m.refused("switch", "x")

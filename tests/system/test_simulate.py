@@ -112,6 +112,17 @@ def test_what_stays_on_somebody_elses_behalf_is_told_apart(daemon: Daemon):
         assert "3000 MiB of it for services that stay" in d.ctl("simulate", "rag").stdout
 
 
+def test_where_overcommitting_is_allowed_what_would_fit_is_told_all_the_same(daemon: Daemon):
+    daemon.policy["overcommit"] = "warn"
+    with daemon as d:
+        shown = d.rpc("mode.simulate", id="huge")
+        assert (shown["fits"], shown["blocked"]) == (False, [])
+        assert [a["message"] for a in shown["alternatives"]] == ["leave out code", "leave out chat"]
+        (note,) = shown["notes"]
+        assert note.startswith(("cannot start code on ", "cannot start chat on "))
+        assert note.endswith("; a switch goes ahead all the same (`overcommit: warn`)")
+
+
 # -- any set of services --------------------------------------------------------------------------------------
 
 
