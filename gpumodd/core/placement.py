@@ -167,7 +167,8 @@ def _unknown(spec: ServiceSpec) -> Reason:
     return Reason(
         code="vram_unknown",
         message=f"cannot start {spec.id}: nobody knows how much device memory it takes",
-        hint=f"set `vram_mib:` in services/{spec.id}.yaml (0 for a service that uses no device), or pass --force",
+        hint=f"set `vram_mib:` in services/{spec.id}.yaml (0 for a service that uses no device), or pass --force;"
+        " `gpumodctl check` says if its model could not be read",
         service=spec.id,
     )
 

@@ -46,10 +46,14 @@ REFUSALS = Section(
             ),
         ),
         "vram_unknown": Code(
-            meaning="Nobody knows how much device memory the service takes, so it is not started.",
+            meaning=(
+                "Nobody knows how much device memory the service takes, so it is not started: `vram_mib` is not set,"
+                " and its model's file allows no estimate."
+            ),
             fix=(
-                "Set `vram_mib:` in services/ID.yaml; 0 stands for a service that uses no device. `--force` starts it"
-                " once; what it was seen to hold then tells the figure."
+                "`gpumodctl check` says why a model could not be read. Or set `vram_mib:` in services/ID.yaml; 0 stands"
+                " for a service that uses no device. `--force` starts it once; what it was seen to hold then tells the"
+                " figure."
             ),
         ),
         "ram_insufficient": Code(
