@@ -107,12 +107,13 @@ class Chaos(RuleBasedStateMachine):
         if m.engine.state.active_operations() or m.engine.state.intents or m.engine.state.observing:
             return
         made = m.simulate(mode)
+        due = m.engine.next_deadline()
         began = len(m.history)
         request = m.ask("switch", mode)
         while request not in m.replies and m.step(m.at + 1.0):
             pass
         between = [e for batch, _ in m.history[began:] for e in batch]
-        if [type(e) for e in between] != [ev.SwitchRequested, ev.Inspected]:
+        if [type(e) for e in between] != [ev.SwitchRequested, ev.Inspected] or (due is not None and due <= m.at):
             return  # something else happened meanwhile
         reply = m.replies[request]
         if reply.refusal is not None:
