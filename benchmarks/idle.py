@@ -16,7 +16,7 @@ MANY = 10_000
 
 def measure(stage: Stage) -> Iterator[Figure]:
     """Watch the process for a while, in windows; at least one full round of health probes is in each."""
-    window_s, windows = (16.0, 4) if not stage.quick else (0.5, 2)
+    window_s, windows = (16.0, 3) if not stage.quick else (0.5, 2)
     for backend in stage.backends:
         daemon = stage.fifty(backend)
         pid = daemon.rpc("daemon.hello")["pid"]

@@ -49,7 +49,7 @@ def measure(stage: Stage) -> Iterator[Figure]:
             daemon.mode("long", *LONG)
             daemon.start()
             with Subscriber(daemon) as subscriber:
-                for _ in range(stage.times(8, 1)):
+                for _ in range(stage.times(5, 1)):
                     for service in list(SERVICES)[: stage.times(len(SERVICES), 2)]:
                         come_and_go(daemon, subscriber, service, ports[service], seen)
                         seen.plainly.append(come_directly(daemon, service))
