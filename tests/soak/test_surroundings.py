@@ -29,6 +29,7 @@ def moving(stage: Stage) -> bool:
 
 
 def test_a_full_disk_in_the_middle_of_a_switch(stage: Stage):
+    stage.service("b1", 16000, "--load-s", "2")  # so that the disk is full before all is over
     stage.daemon.state.mkdir(parents=True)
     stage.box.run(["mount", "-t", "tmpfs", "-o", "size=8m,mode=700", "tmpfs", str(stage.daemon.state)])
     ballast = stage.daemon.state / "ballast"
@@ -56,7 +57,9 @@ def test_a_full_disk_in_the_middle_of_a_switch(stage: Stage):
 def break_bus(stage: Stage) -> None:
     """Not while it comes up: systemd 252 then waits 90 s for the greeting of a bus that it has not reaped yet."""
     until(lambda: "units_unreachable" not in problems(stage), why="the bus is back")
+    noticed = stage.daemon.log.count("units_lost")
     stage.box.systemctl("kill", "--signal=KILL", "dbus.service")
+    until(lambda: stage.daemon.log.count("units_lost") > noticed, why="it is noticed")
 
 
 def test_the_bus_dies_while_idle_and_in_the_middle_of_a_switch(stage: Stage):
