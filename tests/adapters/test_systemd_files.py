@@ -1,6 +1,7 @@
 """The generated files on disk: atomic, only what differs, never a foreign one."""
 
 import os
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,6 +130,19 @@ def test_a_place_that_is_no_directory(folder: UnitDirectory) -> None:
     with pytest.raises(PortError, match=r"^cannot write ") as caught:
         folder.apply(files(A))
     assert caught.value.code == "unit_unwritable"
+
+
+def test_a_file_that_may_not_grow_is_named_and_leaves_nothing_behind(folder: UnitDirectory) -> None:
+    folder.apply(files(A))
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))
+    try:
+        with pytest.raises(PortError, match=r"^cannot write .*/gpumod-a\.env: ") as caught:
+            folder.select("a", {"CUDA_VISIBLE_DEVICES": "GPU-9"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert caught.value.code == "unit_unwritable"
+    assert [path.name for path in folder.environment.iterdir()] == ["gpumod-a.env"]
 
 
 def test_a_killed_daemons_temporary_file_is_in_nobodys_way(folder: UnitDirectory) -> None:

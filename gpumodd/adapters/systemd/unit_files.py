@@ -141,9 +141,13 @@ def _write(path: Path, text: str, *, mode: int) -> None:
     new = path.with_name(f".{path.name}.new")
     new.unlink(missing_ok=True)  # a killed daemon's
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(descriptor, mode)  # whatever the umask
-        file.write(text.encode())
-        file.flush()
-        os.fsync(descriptor)
-    new.replace(path)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, mode)  # whatever the umask
+            file.write(text.encode())
+            file.flush()
+            os.fsync(descriptor)
+        new.replace(path)
+    except OSError as error:  # a full disk names no file, and needs no half of one
+        new.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
