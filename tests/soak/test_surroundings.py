@@ -43,10 +43,14 @@ def test_a_full_disk_in_the_middle_of_a_switch(stage: Stage):
             stage.box.run(["dd", "if=/dev/zero", f"of={ballast}", "bs=4k"], check=False)
             until(lambda: "state_unwritable" in problems(stage), why="it is told")
             stage.box.run(["rm", str(ballast)])
-            assert stage.ended(id)["state"] == "succeeded", stage.story()
+            ended = stage.ended(id)
             until(lambda: "state_unwritable" not in problems(stage))
-            seen = stage.account("b")
-            assert sorted(s for s, _ in seen["runs"]) == sorted(stage.modes["b"] - {"keeper"})
+            if ended["state"] == "succeeded":
+                seen = stage.account("b")
+                assert sorted(s for s, _ in seen["runs"]) == sorted(stage.modes["b"] - {"keeper"})
+            else:  # the state file had a last page to fill, the file for a service's environment had none
+                assert (ended["state"], "No space left" in ended["error"]["message"]) == ("rolled_back", True), ended
+                stage.account("a")
     finally:
         stage.box.run(["umount", str(stage.daemon.state)])
 
