@@ -65,7 +65,7 @@ def _embedded(b: Batch) -> int:
         x = b.add(places, x)
     if b.looked_up:
         b.looked_up.append(x)
-    return b.norm(x) if "token_embd_norm" in b.model.extras else x
+    return _normed_alone(b, x) if "token_embd_norm" in b.model.extras else x
 
 
 def _per_layer(b: Batch) -> Iterator[int]:
@@ -93,8 +93,8 @@ def _layer(b: Batch, layer: Layer, x: int) -> int:
     """From the residual stream to the residual stream."""
     parts = layer.parts
     if "layer_output_norm" in parts:  # encoders of the first kind: the norm comes after the sum
-        x = b.norm(b.add(_mixed(b, layer, x, x), x))
-        return b.norm(b.add(feed_forward(b, layer, x), x))
+        x = _normed_alone(b, b.add(_mixed(b, layer, x, x), x))
+        return _normed_alone(b, b.add(feed_forward(b, layer, x), x))
     if _parallel(layer):
         n = b.norm(x)
         found = attention(b, layer, n)
@@ -109,6 +109,11 @@ def _layer(b: Batch, layer: Layer, x: int) -> int:
         if "time_mix_key" in parts:  # the last token is remembered for the next one's sake
             b.stored(n, x)
     return _network(b, layer, x)
+
+
+def _normed_alone(b: Batch, x: int) -> int:
+    """The norm of something nobody else needs, by one kernel that reads it until it is done."""
+    return b.graph.copy(b.graph.copy(x), x)
 
 
 def _network(b: Batch, layer: Layer, x: int) -> int:

@@ -52,9 +52,9 @@ class Graph:
         """The same, after an operation that can overwrite it: a norm, an activation, a sum."""
         return self.result(self._nodes[source].size, source, *others, in_place=True)
 
-    def copy(self, source: int) -> int:
+    def copy(self, source: int, *others: int) -> int:
         """The same size again, computed from this by an operation that cannot overwrite it."""
-        return self.result(self._nodes[source].size, source)
+        return self.result(self._nodes[source].size, source, *others)
 
     def peak(self) -> int:
         """The bytes the buffer needs."""
