@@ -23,6 +23,7 @@ class Probing:
     invocation: str
     dense: bool
     interval_s: float
+    address: tuple[str, int]  # a reload may move its port; this run goes on listening where it was started
 
 
 def sampling_s(state: State) -> float:
@@ -52,7 +53,8 @@ def probing(state: State) -> Mapping[str, Probing]:
             worse = max(0, track.probe.bad - spec.health.failures)
             interval = min(BACKOFF_CAP_S, interval * 2.0 ** min(worse, 10)) if track.probe.bad else interval
         dense = track.health is Health.LOADING
-        found[service] = Probing(invocation=track.invocation, dense=dense, interval_s=interval)
+        address = track.address or (spec.host, spec.port)
+        found[service] = Probing(invocation=track.invocation, dense=dense, interval_s=interval, address=address)
     return found
 
 

@@ -113,6 +113,7 @@ class Course:
         track.command = ops.step(track.command, ops.Asked.START)
         track.devices = proposed.placements.get(step.service, ())
         track.fingerprint = spec.fingerprint
+        track.address = (spec.host, spec.port) if spec.port is not None else None
         track.started_at, track.stop_asked_at, track.killed_at = state.at, None, None
         track.loading_from = state.at
         track.run_expected, track.judged = True, False

@@ -73,7 +73,7 @@ def _run_began(state: State, track: Track, fact: UnitFact) -> None:
         track.stop_asked_at, track.judged, track.loading_from = None, False, None
         track.started_at = state.at  # nobody has asked it before: it has its whole time from now, however long it runs
         if not state.observing:  # what the last daemon started it with is remembered, anybody else took what is there
-            track.fingerprint = ""
+            track.fingerprint, track.address = "", None
         if not fact.gone:
             track.tell(fact.at, "found running" if state.observing else "started outside gpumodd")
 
@@ -106,7 +106,9 @@ def catalog(state: State, new: Catalog) -> None:
     """Take over a configuration. What runs without our having started it runs what was in force until now."""
     for service, track in state.tracks.items():
         if not track.gone and not track.fingerprint and service in state.catalog.services:
-            track.fingerprint = state.catalog.services[service].fingerprint
+            before = state.catalog.services[service]
+            track.fingerprint = before.fingerprint
+            track.address = (before.host, before.port) if before.port is not None else None
         was, now = state.catalog.services.get(service), new.services.get(service)
         if not track.gone and was is not None and (now is None or now.fingerprint != was.fingerprint):
             track.tell(state.at, "its definition changed" if now is not None else "its definition is gone")

@@ -33,10 +33,11 @@ def sampled(state: State, fact: DevicesFact) -> bool:
 
 
 def _forget_vanished(state: State, fact: DevicesFact) -> None:
-    """Of a device that is not even listed any more nobody can verify a release; should it return, it is a new one."""
+    """Of a device that is not even listed any more nobody can verify a release. Should it return, it is met as after
+    a start of the daemon: what it holds beyond the last known level is on its way back."""
     for uuid in sorted(state.attribution.keys() - {device.uuid for device in fact.devices}):
-        del state.attribution[uuid]
-        window = state.windows.pop(uuid, None)
+        seen, window = state.attribution.pop(uuid), state.windows.pop(uuid, None)
+        state.baselines[uuid] = window.baseline_mib if window is not None else seen.unlisted_mib
         for service in sorted(window.leaving) if window is not None else ():
             if service in state.tracks:
                 state.tracks[service].tell(state.at, "the device that held its memory is not there any more")

@@ -32,6 +32,7 @@ class Snapshot:
     fingerprints: Mapping[str, str] = field(
         default_factory=dict
     )  # of the definition a running service was started with
+    addresses: Mapping[str, tuple[str, int]] = field(default_factory=dict)  # where a running service listens
     gave_up: tuple[str, ...] = ()
     stopped_outside: tuple[str, ...] = ()
     baselines: Mapping[str, int] = field(default_factory=dict)  # unlisted MiB per device that is not ours
@@ -63,6 +64,7 @@ class Track:
     unseen_since: float | None = None  # a job ended then, and the state it led to has not been seen yet
     devices: tuple[str, ...] = ()  # placement, pinned while it runs
     fingerprint: str = ""
+    address: tuple[str, int] | None = None  # where this run listens, whatever its definition says by now
     health: Health = Health.LOADING
     invocation: str = ""  # the run that `health` speaks of
     run_expected: bool = False  # a start was asked for, and the run it leads to has not been seen yet
@@ -176,6 +178,7 @@ class State:
             track.stopped_outside = service in kept.stopped_outside
             track.devices = tuple(kept.placements.get(service, ()))
             track.fingerprint = kept.fingerprints.get(service, "")
+            track.address = kept.addresses.get(service)
         if same_boot:
             self.baselines = dict(kept.baselines)
 
@@ -188,11 +191,15 @@ class State:
             next_operation=self.next_operation,
             placements={s: t.devices for s, t in running.items() if t.devices},
             fingerprints={s: t.fingerprint for s, t in running.items() if t.fingerprint},
+            addresses={s: t.address for s, t in running.items() if t.address is not None},
             gave_up=tuple(s for s, t in sorted(self.tracks.items()) if t.gave_up),
             stopped_outside=tuple(s for s, t in sorted(self.tracks.items()) if t.stopped_outside),
-            baselines={
-                uuid: self.windows[uuid].baseline_mib if uuid in self.windows else seen.unlisted_mib
-                for uuid, seen in sorted(self.attribution.items())
+            baselines={  # of devices that are not there at the moment, the last known
+                **self.baselines,
+                **{
+                    uuid: self.windows[uuid].baseline_mib if uuid in self.windows else seen.unlisted_mib
+                    for uuid, seen in sorted(self.attribution.items())
+                },
             },
             releasing={
                 uuid: {s: e.held_mib for s, e in sorted(window.leaving.items())}

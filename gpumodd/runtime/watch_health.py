@@ -42,7 +42,6 @@ class HealthWatcher:
         self._wanted: dict[str, Probing] = {}
         self._dense: dict[str, tuple[str, anyio.CancelScope]] = {}
         self._due: dict[str, float] = {}
-        self._addresses: dict[str, tuple[str, str, int]] = {}  # service -> run, and where that one listens
         self._wake = anyio.Event()
         self._random = random.Random()
 
@@ -114,10 +113,10 @@ class HealthWatcher:
         spec = self._definitions().probes.get(service)
         if spec is None:
             return
-        # A reload may move its port; this run goes on listening where it was started.
-        if self._addresses.get(service, ("",))[0] != invocation:
-            self._addresses[service] = (invocation, spec.host, spec.port)
-        _, host, port = self._addresses[service]
+        probing = self._wanted.get(service)
+        if probing is None or probing.invocation != invocation:
+            return
+        host, port = probing.address
         spec = replace(spec, host=host, port=port)
         fact = await self._prober.probe(service, spec)
         if fact.answer in ANSWERED and not await self._answers_itself(service, spec.host, spec.port):

@@ -181,14 +181,17 @@ def test_nobody_waits_for_memory_of_a_device_that_is_not_there_any_more():
     }
 
 
-def test_a_device_that_returns_with_memory_in_use_has_a_stranger():
-    """Whoever held it is unlisted: not ours any more, and not on its way back for ever."""
+def test_a_device_that_returns_with_memory_in_use_may_still_be_releasing_it_and_then_has_a_stranger():
+    """Who held it is not listed: it counts as on its way back for as long as that may take."""
     m = machine()
     m.do("switch", "one")
     m.do("switch", "blank")
     shown(m, B)
     m.foreign[A] = 12000
     shown(m, A, B)
+    budget = world.budgets(m.engine.state)[A]
+    assert (budget.foreign_mib, budget.committed_mib) == (0, 12000)
+    looks(m, 31.0)
     budget = world.budgets(m.engine.state)[A]
     assert (budget.foreign_mib, budget.held) == (12000, {})
     assert {r.code for r in m.refused("start", "a").reasons} == {"vram_insufficient"}

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from gpumodd.core import conditions, world
+from gpumodd.core import attention, conditions, world
 from gpumodd.core import effects as fx
 from gpumodd.core import events as ev
 from gpumodd.core.facts import Active, Ended, UnitFact
@@ -603,3 +603,17 @@ def test_a_new_definition_that_does_not_work_ends_in_a_stated_place_and_not_in_a
     assert len(m.log) == commands
     del m.behaviours["tiny"]
     assert m.do("switch", "rag").state is State.SUCCEEDED
+
+
+def test_a_run_is_asked_where_it_listens_also_by_the_next_daemon():
+    m = two_modes()
+    redefined(m, "tiny", fingerprint="1")
+    m.do("switch", "rag")
+    redefined(m, "tiny", fingerprint="2", port=9999)
+    assert attention.probing(m.engine.state)["tiny"].address == ("127.0.0.1", 8004)
+    m.restart_daemon()
+    m.run(5.0)
+    assert attention.probing(m.engine.state)["tiny"].address == ("127.0.0.1", 8004)
+    assert (m.phase("tiny"), m.problems()) == ("ready", {"definition_changed"})
+    m.do("switch", "rag")
+    assert attention.probing(m.engine.state)["tiny"].address == ("127.0.0.1", 9999)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.daemon import Daemon, RpcFailure, until
+from tests.support.sandbox import Sandbox
 
 OFTEN = {"interval_s": 0.2, "failures": 1}
 
@@ -96,6 +97,35 @@ def test_what_does_not_reach_the_process_changes_at_once_and_restarts_nothing(ru
     assert running.rpc("daemon.reload", restart_changed=True)["restarted"] == []
     assert running.switch("rag")["kept"] == ["embed", "tiny"]
     assert (pids(running), problems(running)) == (before, [])
+
+
+@pytest.mark.real
+def test_systemd_s_units_keep_their_runs_through_a_reload(sandbox: Sandbox, tmp_path: Path):
+    d = Daemon(tmp_path / "d", box=sandbox, nvml=True)
+    d.service("embed", 5000)
+    d.service("tiny", 1000)
+    d.mode("rag", "embed", "tiny")
+
+    def runs() -> dict[str, str]:
+        return {id: sandbox.systemctl("show", "-P", "InvocationID", f"gpumod-{id}") for id in ("embed", "tiny")}
+
+    with d:
+        d.switch("rag")
+        before = runs()
+        assert all(before.values())
+        d.service("tiny", 1000)
+        d.service("fresh", 500)
+        assert d.rpc("daemon.reload")["stale"] == ["tiny"]
+        d.process.send_signal(signal.SIGHUP)
+        until(lambda: d.log.count("reloaded") == 2)
+        assert runs() == before
+        d.stop()
+        d.start()  # it remembers what its services were started with
+        until(lambda: d.ready() == {"embed", "tiny"})
+        assert [s["id"] for s in d.rpc("service.list") if s["stale"]] == ["tiny"]
+        assert d.switch("rag")["started"] == ["tiny"]
+        after = runs()
+        assert (after["embed"] == before["embed"], after["tiny"] == before["tiny"]) == (True, False)
 
 
 @pytest.mark.parametrize("earlier", [True, False])
