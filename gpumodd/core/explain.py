@@ -109,26 +109,33 @@ class _Asked:
     # -- because ----------------------------------------------------------------------------------------------
 
     def because(self) -> Iterator[str]:
-        """What the phase rests on."""
-        track = self._track
-        wrong = conditions.what_went_wrong(self._service, track)
-        if wrong is not None:
-            yield wrong.message
-        elif self.phase is Phase.FAILED:
-            yield from self._last_failure()
-        if track.stopped_outside and self._wanted:
-            yield "it was stopped without gpumodd, and that is respected"
-        for op in self._state.active_operations():
-            yield from self._under_way(op)
+        """What the phase rests on, most telling first."""
+        reasons = list(dict.fromkeys(self._reasons()))
+        yield from reasons
+        if self._wanted and self.phase in AT_REST and not reasons:
+            yield "nothing is under way to start it"
         yield self._wish()
-        obstacle = conditions.obstacles(self._state).get(self._service) if self._wanted else None
-        if obstacle is not None and self.phase in AT_REST:
-            yield obstacle.message
-        yield from self._needs()
+        yield from self._needs(ready=True)
         yield from self._memory()
         yield from self._let_through()
         if world.stale(self._state, self._service) and self.phase not in AT_REST:
             yield "its definition changed, and it still runs the old one"
+
+    def _reasons(self) -> Iterator[str]:
+        """What went wrong, what is under way, what stands in the way."""
+        wrong = conditions.what_went_wrong(self._service, self._track)
+        if wrong is not None:
+            yield wrong.message
+        elif self.phase is Phase.FAILED:
+            yield from self._last_failure()
+        if self._track.stopped_outside and self._wanted:
+            yield "it was stopped without gpumodd, and that is respected"
+        for op in self._state.active_operations():
+            yield from self._under_way(op)
+        if self._wanted and self.phase in AT_REST:
+            obstacle = conditions.obstacles(self._state).get(self._service)
+            yield from (obstacle.message,) if obstacle is not None else ()
+        yield from self._needs(ready=False)
 
     def _last_failure(self) -> Iterator[str]:
         """An operation that has taken note of a failure knows it, when the service's own record was cleared."""
@@ -166,12 +173,13 @@ class _Asked:
         owners += [f"{s}, which depends on it" for s in above]
         return f"it is wanted by {', '.join(owners)}" if owners else "it is wanted"
 
-    def _needs(self) -> Iterator[str]:
+    def _needs(self, *, ready: bool) -> Iterator[str]:
         for needed in self._spec.depends_on if self._spec is not None else ():
             phase = world.phase_of(self._state, needed)
             track = self._state.tracks.get(needed)
             why = f": {track.failure.message}" if track is not None and track.failure is not None else ""
-            yield f"it depends on {needed}, which is {phase}{why if phase is not Phase.READY else ''}"
+            if ready is (phase is Phase.READY):
+                yield f"it depends on {needed}, which is {phase}{why if not ready else ''}"
 
     def _memory(self) -> Iterator[str]:
         """What it holds, or would take; how long it took to load."""

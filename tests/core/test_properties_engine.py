@@ -10,12 +10,17 @@ from hypothesis import note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
+from gpumodd.core import conditions, world
 from gpumodd.core import effects as fx
 from gpumodd.core import events as ev
 from gpumodd.core.engine import Engine
+from gpumodd.core.explain import explain
 from gpumodd.core.facts import Ended, HealthFact
 from gpumodd.core.operations import State
+from gpumodd.core.phase import AT_REST
+from gpumodd.core.problems import CODES
 from gpumodd.core.specs import DeviceLimit, HealthSpec, OnFailure, OnLeave, Policy, ServiceSpec
+from gpumodd.core.timeline import timeline
 from gpumodd.runtime import recording
 from tests.core.machine import Behaviour, Machine, catalog
 
@@ -287,7 +292,25 @@ class Chaos(RuleBasedStateMachine):
         self.m.catalog = replace(self.m.catalog, services=services)
         self.m.feed(ev.CatalogLoaded(at=self.m.at, catalog=self.m.catalog))
 
+    @rule(n=st.integers(0, 9))
+    def somebody_asks_why(self, n):
+        self.explained(self.pick({*self.names, *self.m.engine.state.tracks}, n))
+
     # -- the promises -----------------------------------------------------------------------------------------
+
+    def explained(self, service):
+        """Whatever has happened, there is an answer, and a timeline of everything that was done."""
+        state = self.m.engine.state
+        found = explain(state, service, self.m.at)
+        for lines in ((found.why,), found.because, found.would_change, [x.text for x in found.story]):
+            assert all(line.strip() for line in lines), lines
+        assert len(set(found.because)) == len(found.because)
+        assert [x.at for x in found.story] == sorted(x.at for x in found.story)
+        for op in state.operations.values():
+            timings = timeline(op, self.m.at)
+            assert timings.keys() == {s.id for s in op.steps}
+            assert all(t.seconds is None or t.seconds >= 0 for t in timings.values())
+        return found
 
     def teardown(self):
         if not hasattr(self, "m"):
@@ -309,6 +332,12 @@ class Chaos(RuleBasedStateMachine):
         assert m.asked <= m.replies.keys(), "a request was never answered"
         assert not state.windows or not m.connected, "a release is never over"
         assert m.standing() in ("converged", "degraded", "blocked")
+        assert all(p.code in CODES and p.message and p.hint for p in conditions.problems(state))
+        desired = state.desired.services(m.catalog.services)
+        for service in sorted(state.tracks):
+            found = self.explained(service)
+            if service in desired and world.phase_of(state, service) in AT_REST:
+                assert not found.because[0].startswith("it is wanted"), "it does not say why it is down"
         if m.standing() == "converged":
             desired = state.desired.services(m.catalog.services)
             assert m.running() == desired
