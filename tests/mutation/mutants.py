@@ -12,6 +12,7 @@ LEDGER = "tests/core/test_ledger.py"
 SWITCHES = "tests/core/test_engine.py"
 RACES = "tests/core/test_races.py"
 DISPATCH = "tests/runtime/test_dispatch.py"
+ALTERNATIVES = "tests/core/test_alternatives.py"
 RECORD = "tests/runtime/test_record.py"
 
 
@@ -129,6 +130,21 @@ MUTANTS = (
         file="gpumodd/core/engine.py",
         before="if changed or (self.state.due is not None and self.state.due <= self.state.at):",
         after="if changed or self.generation % 2 or (self.state.due or self.state.at + 1) <= self.state.at:",
+        suites=(ENGINE,),
+    ),
+    # -- what would fit instead
+    Mutant(
+        name="what is offered was not planned to its end",
+        file="gpumodd/core/alternatives.py",
+        before="made if not lacks_memory(made) and not new and",
+        after="made if not new and",
+        suites=(ALTERNATIVES,),
+    ),
+    Mutant(
+        name="a simulation leaves out what is in the way",
+        file="gpumodd/core/simulation.py",
+        before="reasons=tuple(requests.reasons_against(state, intent, proposed, facts.services)),",
+        after="reasons=(),",
         suites=(ENGINE,),
     ),
 )
