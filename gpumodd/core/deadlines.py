@@ -36,8 +36,8 @@ def kill_deadline(state: State, service: str, track: Track) -> float | None:
 
 def survivor_deadline(track: Track) -> float | None:
     """When a service that was killed and is still there is put into quarantine."""
-    if _ending_since(track) is None or track.killed_at is None or track.quarantined:
-        return None
+    if track.gone or _ending_since(track) is None or track.killed_at is None or track.quarantined:
+        return None  # gone though its job is not over yet: it has not survived
     return track.killed_at + SURVIVOR_S
 
 

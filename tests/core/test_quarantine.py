@@ -121,3 +121,19 @@ def test_it_can_be_explained():
     m = trapped()
     told = explain(m.engine.state, "a", m.at)
     assert "survive SIGKILL" in told.because[0]
+
+
+def test_the_end_of_a_survivor_counts_also_while_its_stop_job_is_not_over():
+    """The unit is seen to be gone first, the job's end comes a moment later."""
+    m = machine()
+    m.behaviours["a"] = Behaviour(unkillable_s=25.0)
+    m.job_lag_s = 0.02
+    m.ask("switch", "b")
+    m.run(22.0)
+    assert m.engine.state.tracks["a"].quarantined
+    m.run(30.0)
+    assert m.running() == {"b"}
+    assert not m.engine.state.tracks["a"].quarantined
+    assert "stop_failed" not in m.problems()
+    assert m.do("switch", "b").state is State.SUCCEEDED
+    assert m.standing() == "converged"
