@@ -15,7 +15,7 @@ import select
 import sys
 import time
 
-PERIOD_S = 0.002
+PERIOD_S = 0.004
 KEPT = 50
 
 

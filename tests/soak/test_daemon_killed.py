@@ -60,7 +60,7 @@ def test_at_every_boundary_of_a_switch_in_both_directions(stage: Stage):
         count = begin(stage)
         mode = "b"
         every = list(range(1, count + 1))
-        picked = every if rounds(0) else sorted(chance("boundaries").sample(every, 6))
+        picked = every if rounds(0) else sorted(chance("boundaries").sample(every, 5))
         for moment in picked * (2 if rounds(0) else 1):
             target = other(mode)
             stage.arm(moment)
