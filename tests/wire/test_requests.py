@@ -188,6 +188,15 @@ def test_a_simulation_is_of_a_mode_or_of_services():
             simulate.decode_params(Raw(wrong))
 
 
+def test_contexts_are_tokens_by_service():
+    simulate = METHODS["mode.simulate"]
+    assert simulate.decode_params(Raw(b'{"id":"rag","context":{"x":4096}}')).context == {"x": 4096}
+    assert simulate.decode_params(Raw(b'["rag",null,[],[],{"x":1}]')).context == {"x": 1}
+    for wrong in (b"8", b"null", b"[]", b'{"":1}', b'{"x":0}', b'{"x":-1}', b'{"x":1.5}', b'{"x":true}', b'{"x":1e99}'):
+        with pytest.raises(RpcError, match=r"cannot call mode\.simulate: .*context"):
+            simulate.decode_params(Raw(b'{"id":"rag","context":' + wrong + b"}"))
+
+
 def test_deep_parameters_are_refused():
     with pytest.raises(RpcError, match="nested too deeply"):
         METHODS["service.get"].decode_params(Raw(b"[" * 100_000 + b"]" * 100_000))
