@@ -132,7 +132,7 @@ def test_every_key_is_optional_and_its_default_is_the_one_shown(directory: Direc
         if section != "drivers:" and words:
             shown[f"{section}{words[0]}".replace(":", ".", 1).rstrip(":")] = words[1]
     told = {key: " ".join(words) for key, words in values(spoken).items()}
-    assert {key: value for key, value in told.items() if not key.startswith("drivers.")} == shown
+    assert {key: value for key, value in told.items() if key in shown} == shown
     assert len(shown) == 12
     assert values(silent)["drivers.vllm.command"] == ["[vllm,", "serve]"]
 

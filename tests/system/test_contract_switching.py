@@ -332,7 +332,7 @@ def test_a_service_tells_where_it_is_and_why(plain: Daemon):
         assert embed["unit"] == "gpumod-embed.service"
         assert (code["phase"], code["mode_member"], code["pid"], code["devices"]) == ("stopped", False, None, [])
         told = d.rpc("service.explain", id="embed")
-        assert "mode rag" in told["why"]
+        assert "mode rag" in " ".join(told["because"])
         assert told["would_change"]
         assert [entry["at"] for entry in told["story"]] == sorted(entry["at"] for entry in told["story"])
 

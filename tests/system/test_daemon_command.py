@@ -15,7 +15,7 @@ GPUMODD = [sys.executable, "-m", "gpumodd"]
 # Ctrl-C works in it even where the tests themselves run with it ignored, in the background of a script.
 ALLOW = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
 INTERRUPTIBLE = [sys.executable, "-c", f"{ALLOW}; from gpumodd.__main__ import main; main()"]
-COMMANDS = ("check", "demo", "init", "run", "schema", "version")
+COMMANDS = ("check", "demo", "init", "replay", "run", "schema", "simulate", "version")
 
 
 def gpumodd(*words: str, shell: str = "", **env: str) -> "subprocess.CompletedProcess[str]":
