@@ -4,6 +4,7 @@ Owns reading, never acting: no signals, no waiting. A process may end between an
 an ordinary answer (None, or empty) and never an error.
 """
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -126,11 +127,12 @@ def cgroup_ids(folder: Path) -> set[int]:
 def _folders(top: Path) -> Iterable[Path]:
     yield top
     try:
-        below = [path for path in top.iterdir() if path.is_dir()]
+        with os.scandir(top) as entries:  # it knows what is a directory without asking for each
+            below = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
     except OSError:
         return
     for path in below:
-        yield from _folders(path)
+        yield from _folders(Path(path))
 
 
 def socket_inodes(pid: int) -> set[int]:

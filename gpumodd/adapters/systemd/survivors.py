@@ -36,6 +36,16 @@ class Survivors:
             self._some.set()
         return pids
 
+    def none(self, service: str) -> tuple[int, ...]:
+        """The unit runs: what is in its cgroup has outlived nothing. The news that it was gone may have come late."""
+        self._known.discard(service)
+        return ()
+
+    @property
+    def known(self) -> frozenset[str]:
+        """The services that are looked at again and again."""
+        return frozenset(self._known)
+
     async def watch(self) -> None:
         """Until cancelled; it sleeps while there are none."""
         while True:

@@ -185,7 +185,7 @@ class SystemdUnits:
 
     def _fold(self, service: str, properties: Mapping[str, Any], *, continuous: bool = True) -> UnitFact:
         gone = properties.get("ActiveState") in ("inactive", "failed")
-        survivors = self._survivors.of(service) if gone else ()
+        survivors = self._survivors.of(service) if gone else self._survivors.none(service)
         return self._state(service).fold(properties, self._times(), continuous=continuous, survivors=survivors)
 
     def _snapshot(self) -> UnitsChanged:
