@@ -81,8 +81,9 @@ class HealthWatcher:
 
     async def ask_once(self) -> None:
         """Ask everything that is to be probed one time, and return once all answers are posted."""
+        self.follow()
         async with anyio.create_task_group() as tasks:
-            for service, probing in attention.probing(self._loop.engine.state).items():
+            for service, probing in self._wanted.items():
                 tasks.start_soon(self._ask, service, probing.invocation)
 
     def _next_due(self, probing: Probing) -> float:
