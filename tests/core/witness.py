@@ -16,7 +16,7 @@ from gpumodd.core.operations import Operation, Step, StepState, Verb
 from gpumodd.core.operations import State as OperationState
 
 if TYPE_CHECKING:
-    from tests.core.machine import Machine
+    from tests.core.machine import Late, Machine
     from tests.core.manager import Process
 
 
@@ -32,7 +32,8 @@ class Witness:
         self.lenient = False  # something forced, or lied about, is under way
         self.seen: dict[str, dict[str, int]] = {}  # what the last sample showed, by device and process
         self.foreign: dict[str, int] = {}
-        self.foreign_at: dict[float, dict[str, int]] = {}  # by the time of the sample
+        self.others: dict[float, dict[str, int]] = {}  # by the time of a sample: what the engine may call foreign in it
+        self.written_off: set[Late] = set()  # what ours have left behind, but unseen or for too long
         self.room_seen_mib = machine.mem_available_mib  # of the host's memory, at the last look
         self.in_flight: dict[str, fx.StartUnit] = {}
         self.heard: set[str] = set()  # runs that the engine was told of
@@ -43,14 +44,20 @@ class Witness:
         self.in_flight.clear()
         self.heard.clear()
         self.operations.clear()
+        self.written_off.clear()
 
     # -- memory -----------------------------------------------------------------------------------------------
 
     def sampled(self) -> None:
         """The engine is about to be shown this."""
         m = self.machine
-        self.foreign = self.foreign_at[m.at] = {u: m.foreign.get(u, 0) + m.strangers.get(u, 0) for u in m.devices}
+        self.foreign = {u: m.foreign.get(u, 0) + m.strangers.get(u, 0) for u in m.devices}
         self.seen = {u: {p.service: p.on(u) for p in m.manager.processes()} for u in m.devices}
+        timeout_s = m.engine.state.catalog.policy.release_timeout_s
+        self.written_off |= {x for x in m.lingering if not x.seen or m.at - x.ended_at >= timeout_s}
+        # The driver tells sums only: when something written off goes and something new lingers, nobody sees a change.
+        off = {u: sum(x.mib for x in self.written_off if x.device == u) for u in m.devices}
+        self.others[m.at] = {u: self.foreign[u] + off[u] for u in m.devices}
 
     def hears(self, events: tuple[ev.Event, ...]) -> None:
         """The engine is told this: from now on it has to reckon with these runs."""
@@ -148,13 +155,11 @@ class Witness:
     def _foreign(self, device: DeviceFact, told_mib: int) -> None:
         """What one of ours has just left behind is on its way back and nobody else's."""
         m = self.machine
-        if m.silent or device.lost or device.at not in self.foreign_at or m.engine.state.observing:
+        others = self.others.get(device.at)
+        if m.silent or device.lost or others is None or m.engine.state.observing:
             return  # what there is to see is old, or a guess
-        timeout_s = m.engine.state.catalog.policy.release_timeout_s
-        mine = [x for x in m.lingering if x.device == device.uuid and x.seen and m.at - x.ended_at < timeout_s]
-        others = sum(x.mib for x in m.lingering if x.device == device.uuid and x not in mine)
-        most = self.foreign_at[device.at].get(device.uuid, 0) + others
-        assert told_mib <= most, f"memory of ours counts as foreign at {m.at}: {told_mib} > {most}, {mine}"
+        most = others.get(device.uuid, 0)
+        assert told_mib <= most, f"memory of ours counts as foreign at {m.at}: {told_mib} > {most}, {m.lingering}"
 
     def _operation(self, before: Operation | None, op: Operation) -> None:
         if before is not None and not before.state.open:
