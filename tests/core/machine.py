@@ -49,7 +49,7 @@ class Late:
     mib: int
     ended_at: float
     until: float
-    seen: bool  # by a daemon that still lives
+    seen: bool  # its process was, by a daemon that still lives
 
     def after(self, seconds: float) -> "Late":
         """The same, had it all happened so much later."""
@@ -303,7 +303,8 @@ class Machine:
 
     def freed(self, process: Process, linger_s: float) -> None:
         for uuid in process.devices:
-            late = Late(uuid, process.on(uuid), ended_at=self.at, until=self.at + linger_s, seen=self.connected)
+            seen = self.connected and process.invocation in self.witness.listed
+            late = Late(uuid, process.on(uuid), ended_at=self.at, until=self.at + linger_s, seen=seen)
             self.lingering.append(late)
         if linger_s and process.mib:
             self.later(linger_s, self.touch)

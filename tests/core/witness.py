@@ -37,6 +37,7 @@ class Witness:
         self.room_seen_mib = machine.mem_available_mib  # of the host's memory, at the last look
         self.in_flight: dict[str, fx.StartUnit] = {}
         self.heard: set[str] = set()  # runs that the engine was told of
+        self.listed: set[str] = set()  # runs that a sample has shown with their memory
         self.operations: dict[str, Operation] = {}
 
     def new_daemon(self) -> None:
@@ -53,6 +54,7 @@ class Witness:
         m = self.machine
         self.foreign = {u: m.foreign.get(u, 0) + m.strangers.get(u, 0) for u in m.devices}
         self.seen = {u: {p.service: p.on(u) for p in m.manager.processes()} for u in m.devices}
+        self.listed |= {p.invocation for p in m.manager.processes()}
         timeout_s = m.engine.state.catalog.policy.release_timeout_s
         self.written_off |= {x for x in m.lingering if not x.seen or m.at - x.ended_at >= timeout_s}
         # The driver tells sums only: when something written off goes and something new lingers, nobody sees a change.
@@ -155,7 +157,7 @@ class Witness:
     def _foreign(self, device: DeviceFact, told_mib: int) -> None:
         """What one of ours has just left behind is on its way back and nobody else's."""
         m = self.machine
-        others = self.others.get(device.at)
+        others = self.others.get(device.at) if not m.engine.state.devices.error else None
         if m.silent or device.lost or others is None or m.engine.state.observing:
             return  # what there is to see is old, or a guess
         most = others.get(device.uuid, 0)
