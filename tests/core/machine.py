@@ -46,6 +46,7 @@ class Late:
     """Memory that its process has left behind: the driver counts it as used a while longer."""
 
     device: str
+    service: str
     mib: int
     ended_at: float
     until: float
@@ -304,7 +305,8 @@ class Machine:
     def freed(self, process: Process, linger_s: float) -> None:
         for uuid in process.devices:
             seen = self.connected and process.invocation in self.witness.listed
-            late = Late(uuid, process.on(uuid), ended_at=self.at, until=self.at + linger_s, seen=seen)
+            mib, until = process.on(uuid), self.at + linger_s
+            late = Late(uuid, process.service, mib, ended_at=self.at, until=until, seen=seen)
             self.lingering.append(late)
         if linger_s and process.mib:
             self.later(linger_s, self.touch)

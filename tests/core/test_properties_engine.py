@@ -115,8 +115,10 @@ class Chaos(RuleBasedStateMachine):
         due = m.engine.next_deadline()
         began = len(m.history)
         request = m.ask("switch", mode)
-        while request not in m.replies and m.step(m.at + 1.0):
+        while request in m.asked - m.replies.keys() and m.step(m.at + 1.0):
             pass
+        if request not in m.replies:
+            return  # the daemon was killed meanwhile
         between = [e for batch, _ in m.history[began:] for e in batch]
         if [type(e) for e in between] != [ev.SwitchRequested, ev.Inspected] or (due is not None and due <= m.at):
             return  # something else happened meanwhile

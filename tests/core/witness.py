@@ -56,10 +56,12 @@ class Witness:
         self.seen = {u: {p.service: p.on(u) for p in m.manager.processes()} for u in m.devices}
         self.listed |= {p.invocation for p in m.manager.processes()}
         timeout_s = m.engine.state.catalog.policy.release_timeout_s
-        self.written_off |= {x for x in m.lingering if not x.seen or m.at - x.ended_at >= timeout_s}
+        again = {p.service for p in m.manager.processes()}  # whoever runs again gives nothing back any more
+        off = (x for x in m.lingering if not x.seen or x.service in again or m.at - x.ended_at >= timeout_s)
+        self.written_off.update(off)
         # The driver tells sums only: when something written off goes and something new lingers, nobody sees a change.
-        off = {u: sum(x.mib for x in self.written_off if x.device == u) for u in m.devices}
-        self.others[m.at] = {u: self.foreign[u] + off[u] for u in m.devices}
+        sums = {u: sum(x.mib for x in self.written_off if x.device == u) for u in m.devices}
+        self.others[m.at] = {u: self.foreign[u] + sums[u] for u in m.devices}
 
     def hears(self, events: tuple[ev.Event, ...]) -> None:
         """The engine is told this: from now on it has to reckon with these runs."""
