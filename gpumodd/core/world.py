@@ -57,6 +57,8 @@ def settles_at(state: State, service: str) -> float | None:
     spec, track = state.catalog.services.get(service), state.tracks.get(service)
     if track is None or track.active_at is None or track.gone or (spec is not None and spec.port is not None):
         return None
+    if track.ready_at is not None:  # it has settled, or served while its definition had a port
+        return None
     return track.active_at + SETTLE_S if state.at < track.active_at + SETTLE_S else None
 
 

@@ -175,3 +175,11 @@ def test_memory_that_nobody_has_sampled_counts_until_somebody_has():
         m.step()  # it ends within milliseconds, and no sample has shown its memory
     assert m.engine.state.attribution["GPU-0"].services == {}
     assert world.budgets(m.engine.state)["GPU-0"].held == {"a": 9000}
+
+
+def test_who_has_served_goes_on_serving_when_its_definition_is_gone():
+    m = Machine(catalog(service("a"), m=("a",))).boot()
+    m.behaviours["a"] = Behaviour(load_s=0.0)
+    m.do("switch", "m")
+    m.feed(ev.CatalogLoaded(at=m.at, catalog=catalog()))
+    assert m.phase("a") == "ready"

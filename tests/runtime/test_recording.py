@@ -107,7 +107,7 @@ BAD_HEADS = {
     STATE.replace('"n":0', '"n":"x"'): "its head is damaged",
     STATE.replace('"state":{', '"status":{'): "its head is damaged",
     STATE.replace('"at":0.0', '"at":"noon"'): "its head is damaged",
-    STATE.replace('"tracks":{}', f'"tracks":{"[" * 5000 + "]" * 5000}'): "not an event log",
+    STATE.replace('"tracks":{}', f'"tracks":{"[" * 100_000 + "]" * 100_000}'): "not an event log",
 }
 
 

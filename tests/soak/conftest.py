@@ -5,8 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.soak.stage import Stage
+from tests.soak.stage import ROUNDS, Stage
 from tests.support.sandbox import Sandbox
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes long is left to `make soak`."""
+    if not ROUNDS:
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
 
 
 @pytest.fixture(scope="session")

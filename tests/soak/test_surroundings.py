@@ -102,7 +102,7 @@ def test_no_bus_for_a_while(stage: Stage):
         assert not problems(stage)
 
 
-@pytest.mark.skipif(not rounds(0), reason="takes long: `make soak` does it")
+@pytest.mark.long
 def test_no_bus_for_longer_than_a_switch_waits(stage: Stage):
     stage.daemon.policy["release_timeout_s"] = 2
     with stage.running():

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.soak import mortal
-from tests.soak.stage import RpcFailure, Stage, rounds
+from tests.soak.stage import RpcFailure, Stage
 from tests.soak.test_daemon_killed import recover
 from tests.support.daemon import until
 
@@ -39,7 +39,7 @@ def test_a_start_behind_the_daemons_back_is_seen_by_the_witness(stage: Stage):
             table.refusals.clear()
 
 
-@pytest.mark.skipif(not rounds(0), reason="takes long: `make soak` does it")
+@pytest.mark.long
 @pytest.mark.parametrize("mutant", SHOWS)
 def test_a_safeguard_that_is_missing_shows(stage: Stage, mutant):
     (stage.root / "mutant").write_text(mutant.__name__)
