@@ -127,9 +127,9 @@ MUTANTS = (
     ),
     Mutant(
         name="a decision depends on what is not in the state",
-        file="gpumodd/core/engine.py",
-        before="if changed or (self.state.due is not None and self.state.due <= self.state.at):",
-        after="if changed or self.generation % 2 or (self.state.due or self.state.at + 1) <= self.state.at:",
+        file="gpumodd/core/setbacks.py",
+        before="return 0.8 + 0.4 * (seed % 101) / 100",
+        after="return 0.8 + 0.4 * (id(object()) % 101) / 100",
         suites=(ENGINE,),
     ),
     # -- what would fit instead
