@@ -25,11 +25,18 @@ GPU = "GPU-11111111-0000-0000-0000-000000000001"
 TOTAL_MIB = 24564
 
 
+_handed_out: set[int] = set()
+
+
 def free_port() -> int:
-    """A port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port nobody listens on now, and no other service of these tests was given: the kernel may offer one twice."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port not in _handed_out:
+            _handed_out.add(port)
+            return port
 
 
 def until(what: Callable[[], Any], *, within: float = 15.0, why: str = "") -> Any:
