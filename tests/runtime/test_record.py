@@ -26,6 +26,7 @@ from gpumodd.runtime.recording import Unreadable
 from gpumodd.runtime.replay import LINE_LIMIT, Replay
 from tests.core.machine import Behaviour, Machine, catalog, service
 from tests.runtime.fakes import ManualClock
+from tests.support.daemon import until
 
 
 class KeptInMemory:
@@ -430,9 +431,11 @@ def test_the_order_of_sets_leads_nowhere_else(m, tmp_path, seed):
 
 
 def test_real_files_hold_what_the_engine_was_given(m, tmp_path):
-    m.recorder = Recorder(m.engine, EventFiles(tmp_path / "events", file_bytes=3000), m.clock)
+    files = EventFiles(tmp_path / "events", file_bytes=3000)
+    m.recorder = Recorder(m.engine, files, m.clock)
     for mode in ("one", "two") * 3:
         m.do("switch", mode)
+        until(lambda: files._done == files._queued, why="the disk keeps up")  # a switch takes no time here
     m.recorder.close()
     found = sorted((tmp_path / "events").iterdir())
     assert len(found) > 1
