@@ -281,31 +281,16 @@ class Views:
 
     def simulation(self, mode: str | None, services: Iterable[str], made: Simulated, notes: list[str]) -> t.Simulation:
         """What a plan leads to, per device and step by step."""
-        forecast = made.plan.forecast
+        forecast, budgets = made.plan.forecast, world.budgets(self.state)
         return t.Simulation(
             fits=not made.reasons and all(f.headroom_mib >= 0 for f in forecast),
-            devices=[self._forecast(f, made) for f in forecast],
+            devices=[_forecast(f, budgets[f.uuid], made) for f in forecast],
             services=[self._simulated(s, made) for s in services],
             steps=planned_steps(made.plan.steps),
             blocked=[reason(r) for r in made.reasons],
             alternatives=[alternative(a) for a in made.alternatives],
             notes=notes,
             mode=mode,
-        )
-
-    def _forecast(self, forecast: DeviceForecast, made: Simulated) -> t.SimulationDevice:
-        budget = world.budgets(self.state)[forecast.uuid]
-        return t.SimulationDevice(
-            uuid=forecast.uuid,
-            total_mib=forecast.total_mib,
-            needed_mib=forecast.needed_mib,
-            headroom_mib=forecast.headroom_mib,
-            index=budget.index,
-            name=budget.name,
-            reserve_mib=budget.reserve_mib,
-            foreign_mib=budget.foreign_mib,
-            limit_mib=budget.limit_mib,
-            used_by_others_mib=sum(mib for s, mib in forecast.services.items() if s not in made.asked),
         )
 
     def _simulated(self, service: str, made: Simulated) -> t.SimulationService:
@@ -321,6 +306,21 @@ class Views:
             devices=list(made.plan.placements.get(service, track.devices)),
             phase=world.phase_of(self.state, service).value,
         )
+
+
+def _forecast(forecast: DeviceForecast, budget: Budget, made: Simulated) -> t.SimulationDevice:
+    return t.SimulationDevice(
+        uuid=forecast.uuid,
+        total_mib=forecast.total_mib,
+        needed_mib=forecast.needed_mib,
+        headroom_mib=forecast.headroom_mib,
+        index=budget.index,
+        name=budget.name,
+        reserve_mib=budget.reserve_mib,
+        foreign_mib=budget.foreign_mib,
+        limit_mib=budget.limit_mib,
+        used_by_others_mib=sum(mib for s, mib in forecast.services.items() if s not in made.asked),
+    )
 
 
 def _of_operation(op: Operation) -> dict[str, object]:

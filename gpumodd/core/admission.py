@@ -156,7 +156,7 @@ class Admission:
             goals=tuple(sorted(goals)),
             restarts=tuple(sorted(restarts)),
             kept=tuple(s for s in proposed.kept if intent.covers(s)),
-            abandoned=tuple(s for s, t in sorted(state.tracks.items()) if t.quarantined and intent.covers(s)),
+            abandoned=tuple(s for s in sorted(state.quarantined()) if intent.covers(s)),
             passed=tuple(r for r in proposed.passed if r.service in goals),
             steps=(inspect,),
         )

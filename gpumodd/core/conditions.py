@@ -20,7 +20,7 @@ def standing(state: State) -> str:
     desired = state.desired.services(state.catalog.services)
     lacking = {s for s in desired if world.phase_of(state, s) not in (Phase.READY, Phase.SLEEPING)}
     others = {s for s in state.tracks if s not in desired and world.phase_of(state, s) not in AT_REST}
-    trapped = {s for s, track in state.tracks.items() if track.quarantined}
+    trapped = state.quarantined()
     releasing = any(window.leaving.keys() - trapped for window in state.windows.values())
     if not lacking and not others and not releasing and not state.units_lost:
         return "blocked" if trapped else "converged"
@@ -30,7 +30,7 @@ def standing(state: State) -> str:
 
 
 def _only_outside_helps(state: State, lacking: set[str]) -> bool:
-    stuck = obstacles(state).keys() | {s for s in lacking if s in state.tracks and state.tracks[s].quarantined}
+    stuck = obstacles(state).keys() | (lacking & state.quarantined())
     return lacking <= {*stuck, *dependents(stuck, state.catalog.services)}
 
 

@@ -124,7 +124,7 @@ def reasons_against(state: State, intent: Intent, proposed: Plan, facts: Sequenc
         if service in by_service:
             mine += _preflight(state, by_service[service])
     if intent.kind is Kind.STOP:
-        mine += [survivor(s) for s in intent.scope or () if s in state.tracks and state.tracks[s].quarantined]
+        mine += [survivor(s) for s in sorted(state.quarantined()) if intent.covers(s)]
     left = world.quiesce_left(state)
     if starts and left > 0 and intent.quiesce:
         mine.append(

@@ -87,6 +87,11 @@ class Track:
     story: tuple[Moment, ...] = ()  # its newest lines, oldest first
 
     @property
+    def left_alone(self) -> bool:
+        """Nothing starts it before somebody asks anew, or before what is left of it has ended."""
+        return self.gave_up or self.stopped_outside or self.quarantined
+
+    @property
     def gone(self) -> bool:
         """No process of its unit is left, as far as is known."""
         return self.unit is None or self.unit.gone
@@ -150,6 +155,10 @@ class State:
         """Keep what was measured; what nothing configures will not come again."""
         if service in self.catalog.services:
             self.costs[service] = costs
+
+    def quarantined(self) -> frozenset[str]:
+        """The services that have survived SIGKILL and are still there."""
+        return frozenset(s for s, track in self.tracks.items() if track.quarantined)
 
     def active_operations(self) -> list[Operation]:
         """Operations that have not ended, oldest first."""

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from gpumodd.core import releases
 from gpumodd.core.desired import Desired, closure
-from gpumodd.core.facts import Active, DeviceFact
+from gpumodd.core.facts import DeviceFact
 from gpumodd.core.health import ailments
 from gpumodd.core.ledger import HOST, Attribution, Budget, limit_of
 from gpumodd.core.operations import Operation
@@ -21,7 +21,6 @@ SETTLE_S = (
     0.1  # a service without a port counts as ready once it has been active this long: long enough to fail at once
 )
 STALE_S = 5.0  # a sample older than this starts nothing
-IDLE_SAMPLING_S = 1.0
 SAMPLE_S = 1.0  # how long the end of an operation waits for a sample taken after its last step
 
 
@@ -160,12 +159,7 @@ def held_back(state: State, desired: Desired) -> frozenset[str]:
         s
         for s in wanted
         if (track := state.tracks.get(s)) is not None
-        and (
-            track.gave_up
-            or track.stopped_outside
-            or track.quarantined
-            or (track.backoff_until is not None and track.backoff_until > state.at)
-        )
+        and (track.left_alone or (track.backoff_until is not None and track.backoff_until > state.at))
     }
     while True:
         more = {
@@ -183,7 +177,7 @@ def left_alone(state: State, service: str) -> str | None:
     a person outside."""
     for needed in sorted(closure([service], state.catalog.services), key=lambda s: (s != service, s)):
         track = state.tracks.get(needed)
-        if track is not None and (track.stopped_outside or track.gave_up or track.quarantined):
+        if track is not None and track.left_alone:
             return needed
     return None
 
@@ -317,10 +311,3 @@ def reach_of(state: State, doers: Iterable[Doer]) -> frozenset[str]:
 def manages_anything(state: State) -> bool:
     """Does any unit of ours run, or is memory of ours on its way back?"""
     return any(alive(t) for t in state.tracks.values()) or bool(state.windows)
-
-
-def uncertain(state: State) -> bool:
-    """Is some unit in a state that nobody can name?"""
-    return bool(state.units_lost) or any(
-        t.unit is not None and t.unit.active is Active.UNKNOWN for t in state.tracks.values()
-    )
