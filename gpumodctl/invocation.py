@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Raw
 
 from gpumodctl import text
-from gpumodctl.client import Client, decode
+from gpumodctl.client import Client
 
 T = TypeVar("T")
 
@@ -96,10 +96,6 @@ class Invocation:
         with self.connect() as client:
             client.introduce()
             return client.call(method, params)
-
-    def ask_for(self, type: type[T], method: str, params: Any = None) -> T:
-        """The same, decoded."""
-        return decode(self.ask(method, params), type)
 
     # -- results go to stdout, messages to stderr
 

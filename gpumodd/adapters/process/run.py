@@ -24,7 +24,6 @@ from gpumodd.core.facts import Ended
 from gpumodd.drivers.api import UnitFile
 from gpumodd.ports import JobResult
 
-EXEC_FAILED = 203  # systemd's exit status for a program that cannot be executed
 CLEAN_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE, signal.SIGTERM)
 
 
