@@ -16,7 +16,7 @@ import pytest
 
 from gpumodd.adapters.event_files import EventFiles
 from tests.support.daemon import until
-from tests.support.fixtures import require_real
+from tests.support.disk import with_its_own_mounts
 
 
 @pytest.fixture
@@ -216,12 +216,7 @@ files.close()
 
 @pytest.mark.real
 def test_a_full_disk_costs_the_recording_and_nothing_else(tmp_path):
-    alone = ["unshare", "--mount", "--propagation", "private", "--"]
-    tried = subprocess.run([*alone, "mount", "-t", "tmpfs", "tmpfs", str(tmp_path)], capture_output=True, check=False)
-    require_real("" if tried.returncode == 0 else f"no mount namespace: {tried.stderr.decode().strip()}")
-    run = subprocess.run(
-        [*alone, sys.executable, "-c", DISK, str(tmp_path)], capture_output=True, text=True, check=False, timeout=60
-    )
+    run = with_its_own_mounts(DISK, tmp_path)
     assert run.stderr == ""
     assert run.stdout.splitlines() == [
         "fine ['000001.jsonl.gz']",

@@ -18,7 +18,7 @@ import pytest
 from gpumodd.adapters import sqlite as module
 from gpumodd.adapters.sqlite import HISTORY, MIGRATIONS, SqliteStore
 from gpumodd.ports import PortError, StoredOperation
-from tests.support.fixtures import require_real
+from tests.support.disk import with_its_own_mounts
 
 
 def operation(number, *, is_open=False, record=b"record"):
@@ -377,12 +377,7 @@ anyio.run(main)
 
 @pytest.mark.real
 def test_a_full_and_a_read_only_disk(tmp_path):
-    alone = ["unshare", "--mount", "--propagation", "private", "--"]
-    tried = subprocess.run([*alone, "mount", "-t", "tmpfs", "tmpfs", str(tmp_path)], capture_output=True, check=False)
-    require_real("" if tried.returncode == 0 else f"no mount namespace: {tried.stderr.decode().strip()}")
-    run = subprocess.run(
-        [*alone, sys.executable, "-c", DISK, str(tmp_path)], capture_output=True, text=True, check=False, timeout=60
-    )
+    run = with_its_own_mounts(DISK, tmp_path)
     assert run.stderr == ""
     assert run.stdout.splitlines() == [
         "small ok None",
